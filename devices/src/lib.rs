@@ -1,0 +1,1 @@
+//! What a guest can touch: buses, PC devices and their host backends.
