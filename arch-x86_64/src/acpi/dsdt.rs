@@ -1,0 +1,76 @@
+//! The differentiated system description table: the devices that cannot be discovered, and the soft-off state.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope};
+use acpi_tables::sdt::Sdt;
+
+use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use crate::layout;
+
+const HEADER_SIZE: u32 = 36;
+/// Revision 2: integers are 64 bits wide (§5.2.11.1).
+const REVISION: u8 = 2;
+
+/// The DSDT with the machine's own devices and `devices`, all in `\_SB`.
+///
+/// None has a _STA: without one a device is present and works (§6.3.7), and the guest has one object less to evaluate.
+pub(super) fn dsdt(devices: &[&dyn Aml]) -> Sdt {
+    let mut aml = Vec::new();
+    // _S5 (§7.4.2.6): SLP_TYP for soft off, twice, as if there were two control registers.
+    let s5 = Package::new(vec![&layout::S5_SLEEP_TYPE, &layout::S5_SLEEP_TYPE]);
+    Name::new(Path::new("_S5_"), &s5).to_aml_bytes(&mut aml);
+
+    let (com1, rtc, pvpanic) = (com1(), rtc(), pvpanic());
+    let mut children: Vec<&dyn Aml> = vec![&com1, &rtc, &pvpanic];
+    children.extend_from_slice(devices);
+    Scope::new(Path::new("\\_SB_"), children).to_aml_bytes(&mut aml);
+
+    let mut table = Sdt::new(
+        *b"DSDT",
+        HEADER_SIZE,
+        REVISION,
+        OEM_ID,
+        OEM_TABLE_ID,
+        OEM_REVISION,
+    );
+    table.append_slice(&aml);
+    table
+}
+
+/// Bytes of AML that are ready to be copied.
+struct Raw(Vec<u8>);
+
+impl Aml for Raw {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+/// A device object with an id and fixed resources.
+fn device(name: &str, id: &dyn Aml, resources: Vec<&dyn Aml>) -> Raw {
+    let id = Name::new(Path::new("_HID"), id);
+    let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(resources));
+    let mut bytes = Vec::new();
+    Device::new(Path::new(name), vec![&id, &resources]).to_aml_bytes(&mut bytes);
+    Raw(bytes)
+}
+
+/// The 16550 serial port; without 8259s Linux has its interrupt only from here.
+fn com1() -> Raw {
+    let ports = IO::new(layout::COM1_PORT, layout::COM1_PORT, 1, 8);
+    // Consumer, edge-triggered, active high, exclusive: an ISA interrupt.
+    let irq = Interrupt::new(true, true, false, false, layout::COM1_IRQ);
+    device("COM1", &EISAName::new("PNP0501"), vec![&ports, &irq])
+}
+
+/// The CMOS clock, without its interrupt: there are no alarms.
+fn rtc() -> Raw {
+    let ports = IO::new(layout::CMOS_PORT, layout::CMOS_PORT, 1, 2);
+    device("RTC_", &EISAName::new("PNP0B00"), vec![&ports])
+}
+
+/// The port by which a guest reports its panic (QEMU's docs/specs/pvpanic).
+fn pvpanic() -> Raw {
+    let ports = IO::new(layout::PVPANIC_PORT, layout::PVPANIC_PORT, 1, 1);
+    device("PEVT", &"QEMU0001", vec![&ports])
+}

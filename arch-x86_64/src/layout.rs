@@ -1,0 +1,199 @@
+//! Where everything is: every guest-physical address, I/O port and interrupt line of the machine, each with its reason.
+//!
+//! ```text
+//! 0x0000_0500  boot GDT                       \
+//! 0x0000_6000  PVH start info, its tables      |
+//! 0x0000_7000  zero page (boot_params)         | RAM, free for the guest once it has booted
+//! 0x0000_8000  boot stack (one page)           |
+//! 0x0000_9000  boot page tables (six pages)    |
+//! 0x0002_0000  command line (64 KiB at most)  /
+//! 0x0009_d000  the VMM's stub page            \
+//! 0x0009_e000  MP configuration table          | reserved in the memory map
+//! 0x0009_fc00  MP floating pointer             |
+//! 0x000e_0000  RSDP and the other ACPI tables /
+//! 0x0010_0000  RAM: the kernel and, at the top, the initrd
+//! 0xc000_0000  no RAM: MMIO, I/O APIC, local APICs, KVM's own pages
+//! 0x1_0000_0000  the rest of the RAM
+//! ```
+
+use vm_memory::GuestAddress;
+
+/// First byte without RAM: 3 GiB.
+///
+/// The I/O APIC, the local APICs and KVM's own pages have fixed places below 4 GiB, so RAM has to stop before them. The
+/// whole last GiB is left to them and to MMIO devices.
+pub const MMIO_HOLE_START: GuestAddress = GuestAddress(0xc000_0000);
+/// First byte after the hole: RAM goes on at 4 GiB.
+pub const MMIO_HOLE_END: GuestAddress = GuestAddress(0x1_0000_0000);
+/// Size of the hole in bytes.
+pub const MMIO_HOLE_SIZE: u64 = MMIO_HOLE_END.0 - MMIO_HOLE_START.0;
+
+/// Start of "high" memory, where a PC's firmware area ends: nothing that the guest loads from a file lies below it.
+pub const HIGH_RAM_START: GuestAddress = GuestAddress(0x10_0000);
+
+/// The boot GDT, above the real-mode interrupt vectors and BIOS data area (0..0x500).
+pub const BOOT_GDT: GuestAddress = GuestAddress(0x500);
+/// `hvm_start_info` of the PVH protocol.
+pub const PVH_START_INFO: GuestAddress = GuestAddress(0x6000);
+/// The PVH module list: one entry, the initrd.
+pub const PVH_MODULES: GuestAddress = GuestAddress(0x6040);
+/// The PVH memory map, up to [`ZERO_PAGE`].
+pub const PVH_MEMORY_MAP: GuestAddress = GuestAddress(0x6080);
+/// The zero page (`boot_params`) of the Linux boot protocol: 4 KiB.
+pub const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
+/// Initial stack pointer. No protocol promises a stack; one page of it lets a tiny guest call functions at once.
+pub const BOOT_STACK_TOP: GuestAddress = GuestAddress(0x8ff0);
+/// The boot page tables: PML4, PDPT, then four page directories.
+pub const BOOT_PAGE_TABLES: GuestAddress = GuestAddress(0x9000);
+/// The kernel command line.
+pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
+/// Room for the command line with its NUL, in bytes. x86 Linux takes 2048 (COMMAND_LINE_SIZE).
+pub const CMDLINE_SIZE: usize = 0x1_0000;
+
+/// One reserved page that belongs to the VMM on every host kind: kvm-pvm hosts put their `syscall` repair there.
+/// It is reserved everywhere so that a guest's memory map does not depend on the host.
+pub const PVM_STUB: GuestAddress = GuestAddress(0x9_d000);
+/// The MP configuration table. [`MAX_CPUS`] make it 5.2 KiB long, more than the KiB that guests search for the pointer.
+pub const MP_TABLE: GuestAddress = GuestAddress(0x9_e000);
+/// The MP floating pointer: "the last kilobyte of system base memory" (MP spec 1.4 §4), the first place but one where
+/// Linux looks.
+pub const MP_FLOATING_POINTER: GuestAddress = GuestAddress(0x9_fc00);
+/// The RSDP: on a 16-byte boundary in 0xe0000..0x100000 (ACPI 6.5 §5.2.5.1), for kernels that search for it.
+pub const RSDP: GuestAddress = GuestAddress(0xe_0000);
+/// End of the room for ACPI tables.
+pub const ACPI_END: GuestAddress = HIGH_RAM_START;
+
+/// Start of what the memory map calls reserved below 1 MiB; it ends at [`HIGH_RAM_START`].
+pub const LOW_RESERVED_START: GuestAddress = PVM_STUB;
+
+/// The I/O APIC (MP spec 1.4 §3.6.2, where KVM's in-kernel one is too).
+pub const IO_APIC: GuestAddress = GuestAddress(0xfec0_0000);
+/// The local APICs (Intel SDM Vol 3 §11.4.1, the reset value of IA32_APIC_BASE).
+pub const LOCAL_APIC: GuestAddress = GuestAddress(0xfee0_0000);
+/// KVM's identity page table for real mode on VT-x without unrestricted guests (KVM_SET_IDENTITY_MAP_ADDR): one page.
+pub const KVM_IDENTITY_MAP: GuestAddress = GuestAddress(0xfffb_c000);
+/// KVM's task state segment for real mode (KVM_SET_TSS_ADDR): three pages, right after the identity map.
+pub const KVM_TSS: GuestAddress = GuestAddress(0xfffb_d000);
+/// Bytes of guest-physical space that KVM takes at [`KVM_IDENTITY_MAP`], the TSS included.
+pub const KVM_RESERVED_SIZE: u64 = 4 * 4096;
+
+/// First serial port, COM1 of a PC: eight ports.
+pub const COM1_PORT: u16 = 0x3f8;
+/// Interrupt line of COM1.
+pub const COM1_IRQ: u32 = 4;
+/// CMOS index port; the data port follows it.
+pub const CMOS_PORT: u16 = 0x70;
+/// Data port of the i8042 keyboard controller.
+pub const I8042_DATA_PORT: u16 = 0x60;
+/// Command and status port of the i8042: the command 0xfe resets the machine.
+pub const I8042_COMMAND_PORT: u16 = 0x64;
+/// The pvpanic device, where QEMU has it (docs/specs/pvpanic).
+pub const PVPANIC_PORT: u16 = 0x505;
+/// ACPI SLEEP_CONTROL_REG of the hardware-reduced model (ACPI 6.5 §4.8.3.7).
+pub const SLEEP_CONTROL_PORT: u16 = 0x600;
+/// ACPI SLEEP_STATUS_REG (ACPI 6.5 §4.8.3.7).
+pub const SLEEP_STATUS_PORT: u16 = 0x601;
+/// ACPI RESET_REG (ACPI 6.5 §4.8.3.6).
+pub const RESET_PORT: u16 = 0x602;
+/// What a guest writes to [`RESET_PORT`] to reset the machine.
+pub const RESET_VALUE: u8 = 1;
+/// The SLP_TYP value that means S5, soft off.
+pub const S5_SLEEP_TYPE: u8 = 5;
+/// What a guest writes to [`SLEEP_CONTROL_PORT`] to power off: SLP_TYP in bits 2..5, SLP_EN in bit 5 (ACPI 6.5 Table 4.19).
+pub const SLEEP_CONTROL_S5: u8 = S5_SLEEP_TYPE << 2 | 1 << 5;
+
+/// Number of I/O APIC pins, and so of global system interrupts, of KVM's in-kernel I/O APIC.
+pub const IO_APIC_PINS: u32 = 24;
+/// The I/O APIC pin that the PIT's IRQ 0 is wired to, as on PCs (and in KVM's default routing).
+pub const PIT_IO_APIC_PIN: u8 = 2;
+
+/// Most CPUs a guest can have.
+///
+/// APIC ids are the CPU numbers and are 8 bits wide in xAPIC mode; 0xff means all CPUs (Intel SDM Vol 3 §11.6.1), and the
+/// MP table needs one more id for the I/O APIC. That leaves 0..=253.
+pub const MAX_CPUS: u32 = 254;
+
+/// Most guest memory in bytes for a host CPU with `physical_address_bits` (CPUID 0x80000008 EAX bits 0..8).
+pub fn max_memory(physical_address_bits: u8) -> u64 {
+    // 52 bits are the most the architecture has (Intel SDM Vol 3 §4.1.4); RAM above the hole is moved up by its size.
+    let addressable = 1u64 << physical_address_bits.clamp(32, 52);
+    if addressable <= MMIO_HOLE_END.0 {
+        MMIO_HOLE_START.0
+    } else {
+        addressable - MMIO_HOLE_SIZE
+    }
+}
+
+/// Where `bytes` of RAM lie in guest-physical space: from 0 up to the hole, the rest from 4 GiB on.
+///
+/// Each element is a start address and a size in bytes. 0 bytes give no range.
+pub fn ram_ranges(bytes: u64) -> Vec<(GuestAddress, u64)> {
+    let low = bytes.min(MMIO_HOLE_START.0);
+    let mut ranges = Vec::with_capacity(2);
+    if low > 0 {
+        ranges.push((GuestAddress(0), low));
+    }
+    if bytes > low {
+        ranges.push((MMIO_HOLE_END, bytes - low));
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_leaves_the_hole_out() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(ram_ranges(0), []);
+        assert_eq!(ram_ranges(4096), [(GuestAddress(0), 4096)]);
+        assert_eq!(ram_ranges(3 * GIB), [(GuestAddress(0), 3 * GIB)]);
+        assert_eq!(
+            ram_ranges(3 * GIB + 4096),
+            [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), 4096)]
+        );
+        assert_eq!(
+            ram_ranges(64 * GIB),
+            [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), 61 * GIB)]
+        );
+    }
+
+    #[test]
+    fn memory_ends_where_addresses_do() {
+        for bits in [33u8, 36, 39, 46, 52] {
+            let (start, size) = ram_ranges(max_memory(bits))[1];
+            assert_eq!(start.0 + size, 1 << bits);
+        }
+        assert_eq!(max_memory(32), MMIO_HOLE_START.0);
+        assert_eq!(max_memory(0), MMIO_HOLE_START.0);
+        assert_eq!(max_memory(255), max_memory(52));
+    }
+
+    #[test]
+    fn low_areas_do_not_overlap() {
+        let areas = [
+            (BOOT_GDT.0, 0x100),
+            (PVH_START_INFO.0, 56),
+            (PVH_MODULES.0, 32),
+            (PVH_MEMORY_MAP.0, 128 * 24),
+            (ZERO_PAGE.0, 0x1000),
+            (BOOT_STACK_TOP.0 & !0xfff, 0x1000),
+            (BOOT_PAGE_TABLES.0, 6 * 0x1000),
+            (CMDLINE.0, CMDLINE_SIZE as u64),
+            (PVM_STUB.0, 0x1000),
+            (MP_TABLE.0, 0x1c00),
+            (MP_FLOATING_POINTER.0, 16),
+            (RSDP.0, 0x2_0000),
+            (HIGH_RAM_START.0, 1),
+        ];
+        for pair in areas.windows(2) {
+            assert!(
+                pair[0].0 + pair[0].1 <= pair[1].0,
+                "{:#x} reaches into {:#x}",
+                pair[0].0,
+                pair[1].0
+            );
+        }
+    }
+}

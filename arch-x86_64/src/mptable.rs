@@ -1,0 +1,157 @@
+//! The MP table: CPUs, I/O APIC and interrupt wiring for kernels without ACPI.
+//!
+//! Layouts and numbers are those of Intel's MultiProcessor Specification, version 1.4, chapter 4.
+
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
+
+use crate::layout;
+
+/// Why the MP table was not written.
+#[derive(Debug, Error)]
+pub enum MpTableError {
+    /// No CPU, or more than APIC ids allow.
+    #[error("an MP table cannot describe {0} CPUs; give the guest 1 to {max}", max = layout::MAX_CPUS)]
+    Cpus(u32),
+    /// There is no RAM where the table goes.
+    #[error(
+        "the MP table cannot be written at {address:#x}: {source}; the guest needs at least 1 MiB of memory"
+    )]
+    Write {
+        /// Where it goes.
+        address: u64,
+        /// Why not.
+        source: GuestMemoryError,
+    },
+}
+
+const SPEC_REVISION_1_4: u8 = 4;
+/// Header of the configuration table (§4.2).
+const HEADER_SIZE: usize = 44;
+/// Length and checksum of the header, filled in last.
+const LENGTH_OFFSET: usize = 4;
+const CHECKSUM_OFFSET: usize = 7;
+const ENTRY_COUNT_OFFSET: usize = 34;
+
+// Entry types (Table 4-3).
+const PROCESSOR: u8 = 0;
+const BUS: u8 = 1;
+const IO_APIC: u8 = 2;
+const IO_INTERRUPT: u8 = 3;
+const LOCAL_INTERRUPT: u8 = 4;
+
+// CPU flags (Table 4-4).
+const CPU_ENABLED: u8 = 1;
+const CPU_BOOTSTRAP: u8 = 2;
+/// Version of an integrated local APIC and of the I/O APIC, as KVM's report them.
+const LOCAL_APIC_VERSION: u8 = 0x14;
+const IO_APIC_VERSION: u8 = 0x11;
+/// Family 6, and a CPU with FPU and APIC: kernels read the real values by CPUID (§4.3.1 has these for CPUs without).
+const CPU_SIGNATURE: u32 = 0x600;
+const CPU_FEATURES: u32 = 0x201;
+
+// Interrupt types (Table 4-10).
+const INT: u8 = 0;
+const NMI: u8 = 1;
+const EXT_INT: u8 = 3;
+
+const ISA_BUS: u8 = 0;
+const ISA_IRQS: u8 = 16;
+/// ISA IRQ 2 is the cascade of the second 8259 and comes from no device.
+const CASCADE_IRQ: u8 = 2;
+const ALL_LOCAL_APICS: u8 = 0xff;
+
+/// Writes the MP floating pointer and configuration table for `cpus` CPUs, whose APIC ids are 0 to `cpus` - 1.
+///
+/// # Errors
+/// Too many or no CPUs, or a guest without low memory.
+pub fn write<M: GuestMemoryBackend>(mem: &M, cpus: u32) -> Result<(), MpTableError> {
+    let cpu_count = u8::try_from(cpus)
+        .ok()
+        .filter(|&n| n > 0 && cpus <= layout::MAX_CPUS);
+    let table = configuration_table(cpu_count.ok_or(MpTableError::Cpus(cpus))?);
+    put(mem, &table, layout::MP_TABLE)?;
+    put(mem, &floating_pointer(), layout::MP_FLOATING_POINTER)
+}
+
+fn put<M: GuestMemoryBackend>(mem: &M, bytes: &[u8], at: GuestAddress) -> Result<(), MpTableError> {
+    mem.write_slice(bytes, at).map_err(|source| MpTableError::Write {
+        address: at.0,
+        source,
+    })
+}
+
+/// §4.1. Feature bytes 0: a configuration table is present, and the 8259s are not hidden behind an IMCR.
+fn floating_pointer() -> [u8; 16] {
+    let mut pointer = [0; 16];
+    pointer[..4].copy_from_slice(b"_MP_");
+    pointer[4..8].copy_from_slice(&(layout::MP_TABLE.0 as u32).to_le_bytes());
+    pointer[8] = 1; // length in paragraphs
+    pointer[9] = SPEC_REVISION_1_4;
+    pointer[10] = checksum(&pointer);
+    pointer
+}
+
+fn configuration_table(cpus: u8) -> Vec<u8> {
+    // The I/O APIC's id must differ from all CPUs' (§4.3.3).
+    let io_apic_id = cpus;
+    let mut table = header();
+    let mut entries: u16 = 0;
+    let mut add = |entry: &[u8]| {
+        table.extend_from_slice(entry);
+        entries += 1;
+    };
+    for cpu in 0..cpus {
+        add(&processor(cpu));
+    }
+    add(&[BUS, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
+    add(&io_apic(io_apic_id));
+    for irq in (0..ISA_IRQS).filter(|&irq| irq != CASCADE_IRQ) {
+        let pin = if irq == 0 { layout::PIT_IO_APIC_PIN } else { irq };
+        // Flags 0: polarity and trigger as the bus has it, for ISA edge and active high.
+        add(&[IO_INTERRUPT, INT, 0, 0, ISA_BUS, irq, io_apic_id, pin]);
+    }
+    // The 8259s' output at LINT0 of the boot CPU, NMI at LINT1 of every CPU, as a PC has them.
+    add(&[LOCAL_INTERRUPT, EXT_INT, 0, 0, ISA_BUS, 0, 0, 0]);
+    add(&[LOCAL_INTERRUPT, NMI, 0, 0, ISA_BUS, 0, ALL_LOCAL_APICS, 1]);
+
+    // 44 + 254 * 20 + 19 * 8 = 5276 bytes at most.
+    let length = table.len() as u16;
+    table[LENGTH_OFFSET..LENGTH_OFFSET + 2].copy_from_slice(&length.to_le_bytes());
+    table[ENTRY_COUNT_OFFSET..ENTRY_COUNT_OFFSET + 2].copy_from_slice(&entries.to_le_bytes());
+    table[CHECKSUM_OFFSET] = checksum(&table);
+    table
+}
+
+fn header() -> Vec<u8> {
+    let mut header = Vec::with_capacity(HEADER_SIZE);
+    header.extend_from_slice(b"PCMP");
+    header.extend_from_slice(&[0, 0, SPEC_REVISION_1_4, 0]);
+    header.extend_from_slice(b"POSADA  ");
+    header.extend_from_slice(b"VM          ");
+    header.extend_from_slice(&[0; 8]); // no OEM table, its size, the entry count
+    header.extend_from_slice(&(layout::LOCAL_APIC.0 as u32).to_le_bytes());
+    header.extend_from_slice(&[0; 4]); // no extended table
+    header
+}
+
+fn processor(cpu: u8) -> [u8; 20] {
+    let flags = CPU_ENABLED | if cpu == 0 { CPU_BOOTSTRAP } else { 0 };
+    let mut entry = [0; 20];
+    entry[..4].copy_from_slice(&[PROCESSOR, cpu, LOCAL_APIC_VERSION, flags]);
+    entry[4..8].copy_from_slice(&CPU_SIGNATURE.to_le_bytes());
+    entry[8..12].copy_from_slice(&CPU_FEATURES.to_le_bytes());
+    entry
+}
+
+fn io_apic(id: u8) -> [u8; 8] {
+    const ENABLED: u8 = 1;
+    let mut entry = [IO_APIC, id, IO_APIC_VERSION, ENABLED, 0, 0, 0, 0];
+    entry[4..].copy_from_slice(&(layout::IO_APIC.0 as u32).to_le_bytes());
+    entry
+}
+
+/// What makes the bytes' sum 0 modulo 256.
+fn checksum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))
+}
