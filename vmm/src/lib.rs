@@ -1,1 +1,16 @@
 //! One virtual machine: KVM, vCPU threads, the I/O event loop and its lifecycle.
+//!
+//! [`vm::Vm::build`] makes a machine of a [`config::VmConfig`], [`vm::Vm::start`] lets it run, and
+//! [`console::attend`] connects it with a terminal until it ends.
+
+mod boot;
+pub mod config;
+pub mod console;
+pub mod error;
+pub mod host;
+mod images;
+pub mod lifecycle;
+pub mod memory;
+pub mod pvm;
+pub mod vcpu;
+pub mod vm;

@@ -1,0 +1,67 @@
+# posada's two commands are `make run` and `make test`; `make help` lists the rest.
+#
+#   make run [ARGS="--cpus 2"]   boots the tiny Linux guest to a shell
+#   make test [KVM=none]         runs all tests; KVM=none runs those that need no /dev/kvm
+
+SHELL := /bin/bash
+ARGS ?=
+KVM ?=
+# Two guests at a time: a guest keeps one core busy while it boots.
+TEST_THREADS ?= 2
+
+# What builds posada, and what builds and packs the guest.
+PACKAGES := gcc flex bison bc libelf-dev libssl-dev xz-utils cpio kmod busybox-static linux-source-6.1
+# Debian's current Rust, where there is none yet (rustc itself is too old in Debian 12).
+ifeq ($(shell command -v cargo),)
+PACKAGES += cargo-web rustc-web rustfmt-web rust-web-clippy
+endif
+
+.PHONY: help deps guest build run test bench lint deny clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+deps: ## install the Debian packages that are missing (as root), or say which
+	@missing=; \
+	for package in $(PACKAGES); do \
+	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'install ok installed' || missing="$$missing $$package"; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then \
+	  echo "installing$$missing"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else \
+	  echo "posada needs more of Debian's packages. Run: sudo apt-get install$$missing" >&2; exit 1; \
+	fi
+
+guest: deps ## build the tiny Linux guest, unless it is in the cache
+	@guest-images/build tiny
+
+build: deps ## build the posada command: target/release/posada
+	@cargo build --release --locked -p vmm
+
+run: guest build ## boot the tiny Linux guest to a shell
+	@target/release/posada run $(ARGS)
+
+ifeq ($(KVM),none)
+test: deps ## run all tests (KVM=none: those that need no /dev/kvm)
+	cargo test --workspace --exclude posada-tests --locked -- --skip kvm_
+	cargo test -p posada-tests --lib --test cli --locked
+else
+test: guest
+	@guest-images/build checks
+	cargo test --workspace --locked -- --test-threads=$(TEST_THREADS)
+endif
+
+bench: guest build ## measure: a table, each figure beside its floor
+	cargo bench -p posada-tests --locked
+
+lint: deps ## check formatting and lints; warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+deny: ## check licences, sources and duplicates of all dependencies (needs cargo-deny)
+	cargo deny --locked check licenses sources bans
+
+clean: ## remove what cargo built; the guest's cache stays
+	cargo clean

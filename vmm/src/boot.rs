@@ -1,0 +1,97 @@
+//! Puts the kernel and all that it is told into guest memory.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::path::Path;
+
+use arch_x86_64::acpi::{self, AcpiInfo};
+use arch_x86_64::boot::BootInfo;
+use arch_x86_64::kernel::{BootProtocol, Unpack};
+use arch_x86_64::registers::Registers;
+use arch_x86_64::{boot, initrd, kernel, mptable};
+use tracing::info;
+
+use crate::config::{Boot, ConfigError, VmConfig};
+use crate::error::Error;
+use crate::host::HostKind;
+use crate::images;
+use crate::memory::GuestMemory;
+
+/// Loads kernel, initrd and tables, and returns the registers that the boot CPU starts with.
+pub fn load(config: &VmConfig, host: HostKind, memory: &GuestMemory) -> Result<Registers, Error> {
+    let (kernel_path, initrd_path) = match &config.kernel {
+        Some(kernel) => (kernel.clone(), config.initrd.clone()),
+        None => {
+            let tiny = images::tiny()?;
+            (tiny.kernel, Some(config.initrd.clone().unwrap_or(tiny.initrd)))
+        }
+    };
+    let mut image = open("kernel", &kernel_path)?;
+    let kernel =
+        kernel::load(memory, &mut image, unpack_on(host), protocol(config.boot())).map_err(|source| {
+            Error::Kernel {
+                path: kernel_path,
+                source,
+            }
+        })?;
+    info!(
+        "kernel: {:?}, entered at {:#x} by {:?}",
+        kernel.format, kernel.entry.0, kernel.protocol
+    );
+
+    let initrd = match initrd_path {
+        Some(path) => {
+            let mut image = open("initrd", &path)?;
+            let range = initrd::load(memory, &mut image, &kernel);
+            Some(range.map_err(|source| Error::Initrd { path, source })?)
+        }
+        None => None,
+    };
+    mptable::write(memory, config.cpus())?;
+    let rsdp = acpi::write(
+        memory,
+        &AcpiInfo {
+            cpus: config.cpus(),
+            devices: &[],
+        },
+    )?;
+    let cmdline = config.kernel_cmdline(host);
+    info!("kernel command line: {cmdline}");
+    let cmdline = CString::new(cmdline).map_err(|_| ConfigError::Nul("the command line"))?;
+    let info = BootInfo {
+        kernel: &kernel,
+        initrd,
+        cmdline: &cmdline,
+        rsdp: Some(rsdp),
+    };
+    Ok(boot::write(memory, &info)?)
+}
+
+/// A guest whose kernel is interpreted would take a minute to unpack itself. On hardware the guest unpacks
+/// as fast as the host would, and places itself at random while it does (KASLR).
+fn unpack_on(host: HostKind) -> Unpack {
+    match host {
+        HostKind::Hardware => Unpack::InGuest,
+        HostKind::Pvm => Unpack::OnHost,
+    }
+}
+
+fn protocol(boot: Boot) -> BootProtocol {
+    match boot {
+        Boot::Auto => BootProtocol::Auto,
+        Boot::Pvh => BootProtocol::Pvh,
+        Boot::Linux64 => BootProtocol::Linux64,
+    }
+}
+
+fn open(what: &'static str, path: &Path) -> Result<File, Error> {
+    let opened = File::open(path).and_then(|file| match file.metadata()?.is_dir() {
+        true => Err(std::io::Error::from(std::io::ErrorKind::IsADirectory)),
+        false => Ok(file),
+    });
+    opened.map_err(|source| Error::Open {
+        what,
+        path: path.to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,255 @@
+//! What a user asks of a guest: one model, filled from command-line flags, a TOML file, or both.
+//!
+//! A field is `None` where the user said nothing; the default is in the method that has the field's name.
+
+mod size;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::host::HostKind;
+use crate::pvm;
+
+pub use size::{ByteSize, ByteSizeError};
+
+/// The page size of x86-64 in bytes; guest memory is a multiple of it.
+pub const PAGE_SIZE: u64 = 4096;
+/// What is below is less than any kernel needs for itself and the tables in low memory.
+const MIN_MEMORY: ByteSize = ByteSize(2 << 20);
+const DEFAULT_MEMORY: ByteSize = ByteSize(128 << 20);
+const DEFAULT_NAME: &str = "guest";
+const MAX_NAME: usize = 64;
+/// The console is the first serial port, and a panic ends the guest instead of hanging it.
+const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
+
+/// How a kernel is entered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Boot {
+    /// PVH where the kernel has a PVH entry point, else the Linux 64-bit boot protocol.
+    #[default]
+    Auto,
+    /// The PVH entry point of an ELF kernel.
+    Pvh,
+    /// The 64-bit entry point of the Linux boot protocol.
+    Linux64,
+}
+
+/// A guest as its user described it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct VmConfig {
+    /// Kernel: an ELF vmlinux or a bzImage [default: the tiny guest that `make guest` builds]
+    #[arg(long, value_name = "PATH")]
+    pub kernel: Option<PathBuf>,
+
+    /// Initial RAM file system, handed to the kernel as it is
+    #[arg(long, value_name = "PATH")]
+    pub initrd: Option<PathBuf>,
+
+    /// Kernel command line; replaces the default one
+    #[arg(long, value_name = "STR", conflicts_with = "append")]
+    pub cmdline: Option<String>,
+
+    /// Kernel options to add to the default command line
+    #[arg(long, value_name = "STR")]
+    pub append: Option<String>,
+
+    /// Number of virtual CPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+
+    /// Guest memory, such as 512M or 2G [default: 128M]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<ByteSize>,
+
+    /// Name of the guest, for messages [default: guest]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// How the kernel is entered [default: auto]
+    #[arg(long, value_name = "PROTOCOL", hide_default_value = true)]
+    pub boot: Option<Boot>,
+
+    /// What kind of KVM the host has, instead of finding out
+    #[arg(long, value_name = "KIND")]
+    pub host_kind: Option<HostKind>,
+}
+
+/// What is wrong with a configuration. Each message names the setting, the cause and the remedy.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the config file '{path}': {source}", path = path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is no TOML, or names a key that does not exist, or gives one a value of the wrong type.
+    #[error("{path}:{line}: {message}", path = path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1 on.
+        line: usize,
+        /// What is wrong there.
+        message: String,
+    },
+    /// Both ways to say what the command line is.
+    #[error("cmdline replaces the default command line and append adds to it: give one of the two")]
+    CmdlineAndAppend,
+    /// No CPU, or more than posada can describe to a guest.
+    #[error("{0} CPUs: a guest has 1 to {max}", max = arch_x86_64::layout::MAX_CPUS)]
+    Cpus(u32),
+    /// Memory that is no whole number of pages.
+    #[error("memory of {0}: it must be a multiple of the page size, {PAGE_SIZE} bytes")]
+    MemoryNotPages(ByteSize),
+    /// Too little memory for any guest.
+    #[error("memory of {0}: a guest needs at least {MIN_MEMORY}")]
+    MemoryTooSmall(ByteSize),
+    /// A NUL would end the command line where the user did not.
+    #[error("{0} has a NUL character, which a kernel command line cannot have")]
+    Nul(&'static str),
+    /// A name that could not be part of a file name.
+    #[error(
+        "'{0}' is not a name: use 1 to {MAX_NAME} letters, digits, '.', '_' or '-', the first no '.' or '-'"
+    )]
+    Name(String),
+}
+
+impl VmConfig {
+    /// Reads a TOML file. Relative paths in it are relative to the file's own directory.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut config: Self = toml::from_str(&text).map_err(|error| ConfigError::Malformed {
+            path: path.to_owned(),
+            line: error.span().map_or(1, |span| line_of(&text, span.start)),
+            message: error.message().replace('\n', " "),
+        })?;
+        if config.cmdline.is_some() && config.append.is_some() {
+            return Err(ConfigError::CmdlineAndAppend);
+        }
+        if let Some(directory) = path.parent() {
+            for path in [&mut config.kernel, &mut config.initrd].into_iter().flatten() {
+                *path = directory.join(&*path);
+            }
+        }
+        Ok(config)
+    }
+
+    /// These settings, and where they say nothing, those of `base`.
+    pub fn or(self, base: Self) -> Self {
+        let (cmdline, append) = match (self.cmdline, self.append) {
+            (None, None) => (base.cmdline, base.append),
+            said => said,
+        };
+        let initrd = match (&self.kernel, self.initrd) {
+            (Some(_), initrd) => initrd,
+            (None, initrd) => initrd.or(base.initrd),
+        };
+        Self {
+            kernel: self.kernel.or(base.kernel),
+            initrd,
+            cmdline,
+            append,
+            cpus: self.cpus.or(base.cpus),
+            memory: self.memory.or(base.memory),
+            name: self.name.or(base.name),
+            boot: self.boot.or(base.boot),
+            host_kind: self.host_kind.or(base.host_kind),
+        }
+    }
+
+    /// Checks all that can be checked without the host: ranges, names, texts.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.cmdline.is_some() && self.append.is_some() {
+            return Err(ConfigError::CmdlineAndAppend);
+        }
+        if self.cpus() == 0 || self.cpus() > arch_x86_64::layout::MAX_CPUS {
+            return Err(ConfigError::Cpus(self.cpus()));
+        }
+        let memory = self.memory();
+        if !memory.0.is_multiple_of(PAGE_SIZE) {
+            return Err(ConfigError::MemoryNotPages(memory));
+        }
+        if memory < MIN_MEMORY {
+            return Err(ConfigError::MemoryTooSmall(memory));
+        }
+        for (field, text) in [("cmdline", &self.cmdline), ("append", &self.append)] {
+            if text.as_ref().is_some_and(|text| text.contains('\0')) {
+                return Err(ConfigError::Nul(field));
+            }
+        }
+        check_name(self.name())
+    }
+
+    /// Number of vCPUs.
+    pub fn cpus(&self) -> u32 {
+        self.cpus.unwrap_or(1)
+    }
+
+    /// Guest memory in bytes.
+    pub fn memory(&self) -> ByteSize {
+        self.memory.unwrap_or(DEFAULT_MEMORY)
+    }
+
+    /// The guest's name.
+    pub fn name(&self) -> &str {
+        self.name.as_deref().unwrap_or(DEFAULT_NAME)
+    }
+
+    /// How the kernel is entered.
+    pub fn boot(&self) -> Boot {
+        self.boot.unwrap_or_default()
+    }
+
+    /// The kernel's command line on a host of this kind. A host's own options are part of the default line
+    /// only: who replaces the line has the last word.
+    pub fn kernel_cmdline(&self, host: HostKind) -> String {
+        if let Some(cmdline) = &self.cmdline {
+            return cmdline.clone();
+        }
+        let host_options = match host {
+            HostKind::Hardware => "",
+            HostKind::Pvm => pvm::GUEST_OPTIONS,
+        };
+        [
+            DEFAULT_CMDLINE,
+            host_options,
+            self.append.as_deref().unwrap_or_default(),
+        ]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+    }
+}
+
+/// A name is used in file and socket names, and by people in shells.
+fn check_name(name: &str) -> Result<(), ConfigError> {
+    let fits = (1..=MAX_NAME).contains(&name.len())
+        && !name.starts_with(['.', '-'])
+        && name
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c));
+    if fits {
+        Ok(())
+    } else {
+        Err(ConfigError::Name(name.to_owned()))
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}

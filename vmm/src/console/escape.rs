@@ -1,0 +1,79 @@
+//! The keys that are the VMM's own: Ctrl-A and one more.
+
+/// Ctrl-A.
+const ESCAPE: u8 = 0x01;
+
+/// What is shown for Ctrl-A h.
+pub const HELP: &str = "\
+Ctrl-A x       end the guest
+Ctrl-A Ctrl-A  send Ctrl-A to the guest
+Ctrl-A h       this help
+";
+
+/// What a user asks of the VMM by keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// End the guest.
+    End,
+    /// Show the keys.
+    Help,
+}
+
+/// Takes the VMM's own keys out of what is typed.
+#[derive(Default)]
+pub struct EscapeFilter {
+    /// Ctrl-A has been typed and its second key has not.
+    escaped: bool,
+}
+
+impl EscapeFilter {
+    /// Appends to `guest` what of `typed` is for the guest, and returns the first command in it. What comes
+    /// after a command in the same piece is dropped: it was typed before its effect could be seen.
+    pub fn filter(&mut self, typed: &[u8], guest: &mut Vec<u8>) -> Option<Command> {
+        for &key in typed {
+            if !std::mem::take(&mut self.escaped) {
+                match key {
+                    ESCAPE => self.escaped = true,
+                    _ => guest.push(key),
+                }
+                continue;
+            }
+            match key {
+                b'x' | b'X' => return Some(Command::End),
+                b'h' | b'H' | b'?' => return Some(Command::Help),
+                ESCAPE => guest.push(ESCAPE),
+                other => guest.extend([ESCAPE, other]),
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(pieces: &[&[u8]]) -> (Vec<u8>, Option<Command>) {
+        let mut filter = EscapeFilter::default();
+        let mut guest = Vec::new();
+        let command = pieces.iter().find_map(|piece| filter.filter(piece, &mut guest));
+        (guest, command)
+    }
+
+    #[test]
+    fn ordinary_keys_are_the_guests() {
+        assert_eq!(filter(&[b"ls -l\r\x03\x04"]), (b"ls -l\r\x03\x04".to_vec(), None));
+    }
+
+    #[test]
+    fn commands_are_the_vmms_even_in_two_pieces() {
+        assert_eq!(filter(&[b"ab\x01x"]), (b"ab".to_vec(), Some(Command::End)));
+        assert_eq!(filter(&[b"\x01", b"h"]), (vec![], Some(Command::Help)));
+    }
+
+    #[test]
+    fn a_doubled_or_unknown_escape_reaches_the_guest() {
+        assert_eq!(filter(&[b"\x01\x01x"]), (b"\x01x".to_vec(), None));
+        assert_eq!(filter(&[b"\x01k"]), (b"\x01k".to_vec(), None));
+    }
+}

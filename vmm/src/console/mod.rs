@@ -1,0 +1,175 @@
+//! A guest in the foreground: its console on this terminal, until one of the two ends.
+//!
+//! One event loop on the main thread waits for four things: keys or piped input, room in the guest's serial
+//! port, signals, and the machine's stop. Output does not pass here: the serial port writes it itself.
+
+mod escape;
+mod input;
+mod terminal;
+
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, AsRawFd};
+
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use tracing::{debug, warn};
+
+use crate::error::{Error, KvmContext};
+use crate::lifecycle::Stop;
+use crate::vm::RunningVm;
+use escape::{Command, HELP};
+use input::ConsoleInput;
+use terminal::RawTerminal;
+
+/// The signals that end a guest in good order.
+const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+
+const STDIN: u32 = 0;
+const ROOM: u32 = 1;
+const SIGNALS: u32 = 2;
+const STOPPED: u32 = 3;
+
+/// How a guest in the foreground ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The machine stopped.
+    Stopped(Stop),
+    /// A signal told posada to end.
+    Signal(Signal),
+}
+
+/// Keeps the signals that end a guest from killing this thread and all that it will start. To be called
+/// before there are other threads; [`attend`] then reads them.
+pub fn block_signals() -> Result<(), Error> {
+    ending_signals()
+        .thread_block()
+        .map_err(io::Error::from)
+        .doing("block signals")
+}
+
+fn ending_signals() -> SigSet {
+    ENDING.into_iter().collect()
+}
+
+/// Connects the guest's console with this process's standard input and waits until the guest ends or a signal
+/// ends it. The terminal is raw meanwhile.
+pub fn attend(vm: &RunningVm) -> Result<End, Error> {
+    let signals = SignalFd::with_flags(&ending_signals(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(io::Error::from)
+        .doing("open a signalfd")?;
+    let terminal = RawTerminal::enter().doing("put the terminal into raw mode")?;
+    let mut manager = EventManager::new()
+        .map_err(events_error)
+        .doing("open an event loop")?;
+    let id = manager.add_subscriber(Foreground {
+        vm,
+        signals,
+        input: ConsoleInput::new(terminal.is_some()),
+        stdin: Stdin::Unwatched,
+        end: None,
+    });
+    loop {
+        manager.run().map_err(events_error).doing("wait for events")?;
+        let foreground = manager
+            .subscriber_mut(id)
+            .map_err(events_error)
+            .doing("wait for events")?;
+        if let Some(end) = foreground.end.take() {
+            return Ok(end);
+        }
+    }
+}
+
+fn events_error(error: event_manager::Error) -> io::Error {
+    io::Error::other(format!("{error:?}"))
+}
+
+/// Whether the event loop tells when there is something to read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stdin {
+    Watched,
+    Unwatched,
+    /// A regular file: epoll refuses it, and reading it never blocks.
+    AlwaysReady,
+}
+
+struct Foreground<'a> {
+    vm: &'a RunningVm,
+    signals: SignalFd,
+    input: ConsoleInput,
+    stdin: Stdin,
+    end: Option<End>,
+}
+
+impl Foreground<'_> {
+    fn read_stdin(&mut self) {
+        match self.input.read(io::stdin().as_fd()) {
+            Ok(None) => {}
+            Ok(Some(Command::End)) => self.end = Some(End::Stopped(Stop::Ended)),
+            // Without a terminal to show it on, help is of no use to anybody.
+            Ok(Some(Command::Help)) => drop(io::stderr().write_all(HELP.as_bytes())),
+            Err(error) => warn!("standard input is lost: {error}"),
+        }
+    }
+
+    /// Moves input on as far as it goes, and watches standard input only while more of it is wanted.
+    fn pump(&mut self, ops: &mut EventOps<'_>) {
+        self.input.feed(self.vm.serial());
+        while self.stdin == Stdin::AlwaysReady && self.input.wants_more() {
+            self.read_stdin();
+            self.input.feed(self.vm.serial());
+        }
+        let watch = Events::with_data(&io::stdin(), STDIN, EventSet::IN);
+        match (self.stdin, self.input.wants_more()) {
+            (Stdin::Unwatched, true) => match ops.add(watch) {
+                Ok(()) => self.stdin = Stdin::Watched,
+                Err(_) => {
+                    self.stdin = Stdin::AlwaysReady;
+                    self.pump(ops);
+                }
+            },
+            (Stdin::Watched, false) => match ops.remove(watch) {
+                Ok(()) => self.stdin = Stdin::Unwatched,
+                Err(error) => warn!("standard input stays watched: {error:?}"),
+            },
+            _ => {}
+        }
+    }
+}
+
+impl MutEventSubscriber for Foreground<'_> {
+    fn init(&mut self, ops: &mut EventOps) {
+        let fds = [
+            Events::with_data_raw(self.vm.room().as_raw_fd(), ROOM, EventSet::IN),
+            Events::with_data_raw(self.signals.as_raw_fd(), SIGNALS, EventSet::IN),
+            Events::with_data_raw(self.vm.stopped().as_raw_fd(), STOPPED, EventSet::IN),
+        ];
+        for events in fds {
+            if let Err(error) = ops.add(events) {
+                warn!("cannot wait for event {}: {error:?}", events.data());
+            }
+        }
+        self.pump(ops);
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        match events.data() {
+            STDIN => self.read_stdin(),
+            ROOM => debug!("the guest has room for input: {:?}", self.vm.room().read()),
+            SIGNALS => {
+                if let Ok(Some(info)) = self.signals.read_signal() {
+                    let signal = Signal::try_from(info.ssi_signo as i32).unwrap_or(Signal::SIGTERM);
+                    self.end = Some(End::Signal(signal));
+                }
+            }
+            _ => self.end = self.vm.stop_reason().map(End::Stopped),
+        }
+        self.pump(ops);
+    }
+}
+
+/// Whether messages go to a person.
+pub fn is_interactive() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}

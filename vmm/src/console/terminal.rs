@@ -1,0 +1,105 @@
+//! The user's terminal in raw mode, and back again on every way out.
+//!
+//! Besides the guard's drop these are a panic (a hook) and the signals by which a process dies of its own
+//! fault (handlers). Those that others send are read from a signalfd and end in the guard's drop.
+
+use std::io::{self, IsTerminal};
+use std::os::fd::AsRawFd;
+use std::panic;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+/// What the terminal was before, for code that may not take a lock or allocate.
+static BEFORE: OnceLock<libc::termios> = OnceLock::new();
+static RAW: AtomicBool = AtomicBool::new(false);
+
+const FATAL: [Signal; 6] = [
+    Signal::SIGSEGV,
+    Signal::SIGBUS,
+    Signal::SIGILL,
+    Signal::SIGFPE,
+    Signal::SIGABRT,
+    Signal::SIGSYS,
+];
+
+/// The terminal is raw while this exists.
+pub struct RawTerminal(());
+
+impl RawTerminal {
+    /// Makes the terminal on standard input raw: each key goes through at once, unseen and unchanged. Output
+    /// is still processed, so that a plain newline starts a line. `None` where standard input is no terminal.
+    pub fn enter() -> io::Result<Option<Self>> {
+        let stdin = io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(None);
+        }
+        let before = attributes(stdin.as_raw_fd())?;
+        let before = BEFORE.get_or_init(|| before);
+        restore_on_death();
+        let mut raw = *before;
+        // SAFETY: the pointer is to a termios of ours.
+        unsafe { libc::cfmakeraw(&mut raw) };
+        raw.c_oflag = before.c_oflag;
+        set_attributes(stdin.as_raw_fd(), &raw)?;
+        RAW.store(true, Ordering::SeqCst);
+        Ok(Some(Self(())))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// Gives the terminal back as it was. Safe to call from a signal handler, and more than once.
+fn restore() {
+    if let (true, Some(before)) = (RAW.swap(false, Ordering::SeqCst), BEFORE.get()) {
+        // A terminal that has gone needs no restoring.
+        let _ = set_attributes(libc::STDIN_FILENO, before);
+    }
+}
+
+extern "C" fn on_death(_signal: libc::c_int) {
+    restore();
+}
+
+fn restore_on_death() {
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        restore();
+        report(info);
+    }));
+    // SA_RESETHAND: the handler returns to the faulting instruction, which then kills as it would have.
+    let action = SigAction::new(
+        SigHandler::Handler(on_death),
+        SaFlags::SA_RESETHAND,
+        SigSet::empty(),
+    );
+    for signal in FATAL {
+        // SAFETY: the handler calls only tcsetattr, which is async-signal-safe, and touches only atomics.
+        if let Err(error) = unsafe { sigaction(signal, &action) } {
+            tracing::debug!("no handler for {signal}: {error}");
+        }
+    }
+}
+
+fn attributes(fd: i32) -> io::Result<libc::termios> {
+    // SAFETY: termios is a plain C struct for which all zeroes is a value.
+    let mut termios = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a live termios of ours, which the call fills.
+    match unsafe { libc::tcgetattr(fd, &mut termios) } {
+        0 => Ok(termios),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn set_attributes(fd: i32, termios: &libc::termios) -> io::Result<()> {
+    // SAFETY: the pointer is to a termios that lives across the call.
+    match unsafe { libc::tcsetattr(fd, libc::TCSANOW, termios) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,123 @@
+//! Everything that can keep a guest from running, each a sentence for its user.
+
+use std::io;
+use std::path::PathBuf;
+
+use arch_x86_64::acpi::AcpiError;
+use arch_x86_64::boot::BootError;
+use arch_x86_64::initrd::InitrdError;
+use arch_x86_64::kernel::KernelError;
+use arch_x86_64::mptable::MpTableError;
+use devices::BusError;
+use thiserror::Error;
+
+use crate::config::{ByteSize, ConfigError};
+use crate::host::HostError;
+use crate::memory::MemoryError;
+use crate::pvm;
+
+/// Why a guest could not be built or started.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The user asked for something that cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The host's KVM cannot be used.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// There is no memory for the guest.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// More memory than the host's CPU can address.
+    #[error("memory of {wanted}: this host's CPU can give a guest at most {max}; ask for less")]
+    MemoryBeyondCpu {
+        /// What was asked for.
+        wanted: ByteSize,
+        /// What there can be.
+        max: ByteSize,
+    },
+    /// No kernel was named and the tiny guest has not been built.
+    #[error("no kernel was named and there is no tiny guest in '{path}': run 'make guest', or give --kernel", path = .0.display())]
+    NoTinyGuest(PathBuf),
+    /// A file could not be opened.
+    #[error("cannot open the {what} '{path}': {source}", path = path.display())]
+    Open {
+        /// What the file is to the guest.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel cannot be loaded.
+    #[error("the kernel '{path}' cannot be loaded: {source}", path = path.display())]
+    Kernel {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: KernelError,
+    },
+    /// The initial RAM file system cannot be loaded.
+    #[error("the initrd '{path}' cannot be loaded: {source}", path = path.display())]
+    Initrd {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: InitrdError,
+    },
+    /// The kernel cannot be told how to boot.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The ACPI tables do not fit.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// The MP table does not fit.
+    #[error(transparent)]
+    MpTable(#[from] MpTableError),
+    /// Two devices want one address.
+    #[error("cannot place a device: {0}")]
+    Bus(#[from] BusError),
+    /// KVM refused something.
+    #[error("cannot {what}: {source}")]
+    Kvm {
+        /// What was tried.
+        what: &'static str,
+        /// What KVM said.
+        source: kvm_ioctls::Error,
+    },
+    /// More CPUID entries or MSRs than KVM takes.
+    #[error("KVM takes fewer than {0} CPUID entries or MSRs")]
+    CpuidTooLong(usize),
+    /// KVM does not know an MSR that every guest needs.
+    #[error("KVM refuses MSR {0:#x}")]
+    Msr(u32),
+    /// The help that a kvm-pvm host needs could not be set up.
+    #[error(transparent)]
+    Pvm(#[from] pvm::Error),
+    /// The host gives no more file descriptors, threads or the like.
+    #[error("cannot {what}: {source}")]
+    Resource {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Says what was being done when KVM or the host refused.
+pub trait KvmContext<T> {
+    /// `what` completes "cannot …".
+    fn doing(self, what: &'static str) -> Result<T, Error>;
+}
+
+impl<T> KvmContext<T> for Result<T, kvm_ioctls::Error> {
+    fn doing(self, what: &'static str) -> Result<T, Error> {
+        self.map_err(|source| Error::Kvm { what, source })
+    }
+}
+
+impl<T> KvmContext<T> for io::Result<T> {
+    fn doing(self, what: &'static str) -> Result<T, Error> {
+        self.map_err(|source| Error::Resource { what, source })
+    }
+}

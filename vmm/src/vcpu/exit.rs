@@ -1,0 +1,357 @@
+//! Entering the guest, and what it came out for.
+//!
+//! [`enter`] runs the vCPU and names the exit in posada's own terms; [`handle`] answers those that concern a
+//! device. The second knows no KVM, so that its tests need none.
+
+use std::ops::ControlFlow;
+
+use devices::{Bus, GuestRequest};
+use kvm_bindings::{
+    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
+    KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_WRMSR, KVM_INTERNAL_ERROR_EMULATION, kvm_run,
+};
+use kvm_ioctls::VcpuFd;
+
+/// The two address spaces that devices live in.
+#[derive(Default)]
+pub struct Buses {
+    /// The 65,536 I/O ports.
+    pub pio: Bus,
+    /// Guest-physical memory where there is no RAM.
+    pub mmio: Bus,
+}
+
+/// Why the guest does not run at the moment.
+#[derive(Debug)]
+pub enum Exit<'a> {
+    /// It wrote to a port: `data` holds one or, for `rep outs`, several values of `width` bytes.
+    PortOut { port: u16, width: usize, data: &'a [u8] },
+    /// It reads from a port, likewise.
+    PortIn {
+        port: u16,
+        width: usize,
+        data: &'a mut [u8],
+    },
+    /// It wrote where there is no RAM.
+    MmioWrite { addr: u64, data: &'a [u8] },
+    /// It reads where there is no RAM.
+    MmioRead { addr: u64, data: &'a mut [u8] },
+    /// It wrote an MSR that this host kind watches.
+    MsrWrite { index: u32, value: u64 },
+    /// KVM's emulator does not know an instruction.
+    EmulationFailed,
+    /// A signal came, or there was nothing to run yet.
+    Interrupted,
+    /// It can never run again.
+    Crashed(Crash),
+}
+
+/// What a vCPU cannot go on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// An exception while delivering a double fault.
+    TripleFault,
+    /// KVM's own inconsistency, with its suberror.
+    Internal(u32),
+    /// The hardware refused the vCPU's state, with its reason.
+    FailedEntry(u64),
+    /// An exit that no guest should be able to cause, with its number.
+    Unexpected(u32),
+    /// KVM_RUN itself failed, with its errno.
+    Run(i32),
+}
+
+/// What the run loop does after an exit.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Back into the guest.
+    Enter,
+    /// See whether somebody wants this vCPU to stop.
+    Check,
+    /// The host kind is to finish the instruction.
+    CompleteInstruction,
+    /// The host kind is to carry out a write to an MSR.
+    WriteMsr { index: u32, value: u64 },
+    /// The guest asks for the machine's end.
+    Request(GuestRequest),
+    /// The guest is lost.
+    Crash(Crash),
+}
+
+/// Runs the guest until its next exit.
+///
+/// kvm-ioctls decodes the exit too, but of a `rep outs` it tells only how many bytes there are, not how wide
+/// each value is; so the kernel's own record is read here.
+#[inline]
+pub fn enter(vcpu: &mut VcpuFd) -> Exit<'_> {
+    if let Err(error) = vcpu.run().map(drop) {
+        return match error.errno() {
+            // EAGAIN: the vCPU has not been started by another one yet.
+            libc::EINTR | libc::EAGAIN => Exit::Interrupted,
+            errno => Exit::Crashed(Crash::Run(errno)),
+        };
+    }
+    let run = vcpu.get_kvm_run();
+    match run.exit_reason {
+        KVM_EXIT_IO => port_access(run),
+        KVM_EXIT_MMIO => {
+            // SAFETY: exit_reason says that the kernel filled this member of the union.
+            let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+            let len = (mmio.len as usize).min(mmio.data.len());
+            let data = &mut mmio.data[..len];
+            match mmio.is_write {
+                0 => Exit::MmioRead {
+                    addr: mmio.phys_addr,
+                    data,
+                },
+                _ => Exit::MmioWrite {
+                    addr: mmio.phys_addr,
+                    data,
+                },
+            }
+        }
+        KVM_EXIT_X86_WRMSR => {
+            // SAFETY: as above.
+            let msr = unsafe { &mut run.__bindgen_anon_1.msr };
+            Exit::MsrWrite {
+                index: msr.index,
+                value: msr.data,
+            }
+        }
+        KVM_EXIT_INTERNAL_ERROR => {
+            // SAFETY: as above.
+            match unsafe { run.__bindgen_anon_1.internal }.suberror {
+                KVM_INTERNAL_ERROR_EMULATION => Exit::EmulationFailed,
+                suberror => Exit::Crashed(Crash::Internal(suberror)),
+            }
+        }
+        KVM_EXIT_FAIL_ENTRY => {
+            // SAFETY: as above.
+            let reason = unsafe { run.__bindgen_anon_1.fail_entry }.hardware_entry_failure_reason;
+            Exit::Crashed(Crash::FailedEntry(reason))
+        }
+        KVM_EXIT_SHUTDOWN => Exit::Crashed(Crash::TripleFault),
+        KVM_EXIT_INTR => Exit::Interrupted,
+        other => Exit::Crashed(Crash::Unexpected(other)),
+    }
+}
+
+fn port_access(run: &mut kvm_run) -> Exit<'_> {
+    // SAFETY: called for KVM_EXIT_IO only, for which the kernel filled this member of the union.
+    let io = unsafe { run.__bindgen_anon_1.io };
+    let (port, width) = (io.port, usize::from(io.size));
+    let len = width * io.count as usize;
+    // SAFETY: the kernel put `count` values of `size` bytes at `data_offset` from the start of kvm_run, within
+    // the mapping that kvm-ioctls made of KVM_GET_VCPU_MMAP_SIZE bytes. It lives as long as the vCPU, from
+    // which `run` is borrowed, and no other reference into it exists while this one does.
+    let data = unsafe {
+        let start = std::ptr::from_mut(run).cast::<u8>().add(io.data_offset as usize);
+        std::slice::from_raw_parts_mut(start, len)
+    };
+    match u32::from(io.direction) {
+        KVM_EXIT_IO_OUT => Exit::PortOut { port, width, data },
+        _ => Exit::PortIn { port, width, data },
+    }
+}
+
+/// Answers an exit: what concerns a device at once, what needs more is for the caller to do.
+#[inline]
+pub fn handle(exit: Exit<'_>, buses: &Buses) -> Next {
+    match exit {
+        Exit::PortOut { port, width, data } => {
+            for value in data.chunks(width.max(1)) {
+                if let ControlFlow::Break(request) = buses.pio.write(port.into(), value) {
+                    return Next::Request(request);
+                }
+            }
+            Next::Enter
+        }
+        Exit::PortIn { port, width, data } => {
+            data.chunks_mut(width.max(1))
+                .for_each(|value| buses.pio.read(port.into(), value));
+            Next::Enter
+        }
+        Exit::MmioWrite { addr, data } => match buses.mmio.write(addr, data) {
+            ControlFlow::Continue(()) => Next::Enter,
+            ControlFlow::Break(request) => Next::Request(request),
+        },
+        Exit::MmioRead { addr, data } => {
+            buses.mmio.read(addr, data);
+            Next::Enter
+        }
+        Exit::MsrWrite { index, value } => Next::WriteMsr { index, value },
+        Exit::EmulationFailed => Next::CompleteInstruction,
+        Exit::Interrupted => Next::Check,
+        Exit::Crashed(crash) => Next::Crash(crash),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use devices::BusDevice;
+
+    use super::*;
+
+    /// Counts up on each read, keeps what is written, and asks for a reset when that is 0xfe.
+    #[derive(Default)]
+    struct Probe {
+        reads: Mutex<u8>,
+        written: Mutex<Vec<Vec<u8>>>,
+    }
+
+    impl BusDevice for Probe {
+        fn read(&self, _offset: u64, data: &mut [u8]) {
+            let mut reads = self.reads.lock().unwrap();
+            *reads += 1;
+            data.fill(*reads);
+        }
+
+        fn write(&self, _offset: u64, data: &[u8]) -> ControlFlow<GuestRequest> {
+            self.written.lock().unwrap().push(data.to_vec());
+            if data[0] == 0xfe {
+                ControlFlow::Break(GuestRequest::Reset)
+            } else {
+                ControlFlow::Continue(())
+            }
+        }
+    }
+
+    fn buses() -> (Arc<Probe>, Buses) {
+        let probe = Arc::new(Probe::default());
+        let mut buses = Buses::default();
+        buses.pio.insert(0x10, 4, probe.clone()).unwrap();
+        buses.mmio.insert(0xd000_0000, 0x1000, probe.clone()).unwrap();
+        (probe, buses)
+    }
+
+    #[test]
+    fn a_string_of_outs_is_one_access_a_value() {
+        let (probe, buses) = buses();
+        let out = |width, data: &'static [u8]| {
+            handle(
+                Exit::PortOut {
+                    port: 0x10,
+                    width,
+                    data,
+                },
+                &buses,
+            )
+        };
+        assert_eq!(out(1, &[1, 2, 3]), Next::Enter);
+        assert_eq!(out(2, &[4, 5, 6, 7]), Next::Enter);
+        assert_eq!(
+            *probe.written.lock().unwrap(),
+            [vec![1], vec![2], vec![3], vec![4, 5], vec![6, 7]]
+        );
+    }
+
+    #[test]
+    fn a_string_of_ins_is_one_access_a_value() {
+        let (_, buses) = buses();
+        let mut data = [0; 4];
+        assert_eq!(
+            handle(
+                Exit::PortIn {
+                    port: 0x11,
+                    width: 2,
+                    data: &mut data
+                },
+                &buses
+            ),
+            Next::Enter
+        );
+        assert_eq!(data, [1, 1, 2, 2]);
+    }
+
+    #[test]
+    fn nothing_is_written_after_a_request() {
+        let (probe, buses) = buses();
+        let exit = Exit::PortOut {
+            port: 0x10,
+            width: 1,
+            data: &[1, 0xfe, 3],
+        };
+        assert_eq!(handle(exit, &buses), Next::Request(GuestRequest::Reset));
+        assert_eq!(*probe.written.lock().unwrap(), [[1], [0xfe]]);
+    }
+
+    #[test]
+    fn memory_accesses_reach_the_device_at_their_address() {
+        let (probe, buses) = buses();
+        let mut data = [0; 8];
+        assert_eq!(
+            handle(
+                Exit::MmioRead {
+                    addr: 0xd000_0ff8,
+                    data: &mut data
+                },
+                &buses
+            ),
+            Next::Enter
+        );
+        assert_eq!(data, [1; 8]);
+        assert_eq!(
+            handle(
+                Exit::MmioRead {
+                    addr: 0xd000_0ff9,
+                    data: &mut data
+                },
+                &buses
+            ),
+            Next::Enter
+        );
+        assert_eq!(data, [0xff; 8], "an access that reaches past the device floats");
+        assert_eq!(
+            handle(
+                Exit::MmioWrite {
+                    addr: 0xd000_0000,
+                    data: &[7, 8]
+                },
+                &buses
+            ),
+            Next::Enter
+        );
+        assert_eq!(*probe.written.lock().unwrap(), [[7, 8]]);
+        let reset = handle(
+            Exit::MmioWrite {
+                addr: 0xd000_0000,
+                data: &[0xfe],
+            },
+            &buses,
+        );
+        assert_eq!(reset, Next::Request(GuestRequest::Reset));
+    }
+
+    #[test]
+    fn what_is_no_devices_concern_goes_to_the_caller() {
+        let (_, buses) = buses();
+        assert_eq!(handle(Exit::EmulationFailed, &buses), Next::CompleteInstruction);
+        assert_eq!(
+            handle(Exit::MsrWrite { index: 1, value: 2 }, &buses),
+            Next::WriteMsr { index: 1, value: 2 }
+        );
+        assert_eq!(handle(Exit::Interrupted, &buses), Next::Check);
+        assert_eq!(
+            handle(Exit::Crashed(Crash::TripleFault), &buses),
+            Next::Crash(Crash::TripleFault)
+        );
+    }
+
+    #[test]
+    fn an_access_of_no_width_does_not_panic() {
+        let (_, buses) = buses();
+        assert_eq!(
+            handle(
+                Exit::PortOut {
+                    port: 0x10,
+                    width: 0,
+                    data: &[]
+                },
+                &buses
+            ),
+            Next::Enter
+        );
+    }
+}
