@@ -155,3 +155,89 @@ fn io_apic(id: u8) -> [u8; 8] {
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::images::{MIB, bytes_at, guest};
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    /// The entries of the table that the floating pointer leads to, checked as a kernel checks it.
+    fn entries(cpus: u32) -> Vec<Vec<u8>> {
+        let mem = guest(2 * MIB);
+        write(&mem, cpus).unwrap();
+        let pointer = bytes_at(&mem, 0x9_fc00, 16);
+        assert_eq!(
+            (&pointer[..4], pointer[8], pointer[9], sum(&pointer)),
+            (&b"_MP_"[..], 1, 4, 0)
+        );
+        let at = u32::from_le_bytes(pointer[4..8].try_into().unwrap());
+        let header = bytes_at(&mem, at.into(), 44);
+        let length = u16::from_le_bytes([header[4], header[5]]);
+        let count = u16::from_le_bytes([header[34], header[35]]);
+        let table = bytes_at(&mem, at.into(), length.into());
+        assert_eq!((&table[..4], table[6], sum(&table)), (&b"PCMP"[..], 4, 0));
+        assert_eq!(table[36..40], 0xfee0_0000u32.to_le_bytes());
+        assert!(u64::from(at) + u64::from(length) <= 0x9_fc00);
+        let mut rest = &table[44..];
+        let mut entries = Vec::new();
+        while let [kind, ..] = rest {
+            let (entry, after) = rest.split_at(if *kind == 0 { 20 } else { 8 });
+            entries.push(entry.to_vec());
+            rest = after;
+        }
+        assert_eq!(entries.len(), usize::from(count));
+        entries
+    }
+
+    #[test]
+    fn every_cpu_has_an_entry() {
+        for cpus in [1, 2, 7, 64, 254] {
+            let entries = entries(cpus);
+            let found: Vec<_> = entries
+                .iter()
+                .filter(|e| e[0] == 0)
+                .map(|e| (e[1], e[3]))
+                .collect();
+            let expected: Vec<_> = (0..cpus as u8)
+                .map(|id| (id, if id == 0 { 3 } else { 1 }))
+                .collect();
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn interrupts_are_wired_as_in_a_pc() {
+        let entries = entries(3);
+        assert!(entries.contains(&b"\x01\0ISA   ".to_vec()));
+        assert!(
+            entries.contains(&vec![2, 3, 0x11, 1, 0, 0, 0xc0, 0xfe]),
+            "I/O APIC 3 at 0xfec00000"
+        );
+        let isa: Vec<_> = entries
+            .iter()
+            .filter(|e| e[0] == 3)
+            .map(|e| (e[1], e[5], e[6], e[7]))
+            .collect();
+        let mut expected = vec![(0, 0, 3, 2), (0, 1, 3, 1)];
+        expected.extend((3..16).map(|irq| (0, irq, 3, irq)));
+        assert_eq!(isa, expected);
+        let local: Vec<_> = entries.iter().filter(|e| e[0] == 4).cloned().collect();
+        assert_eq!(
+            local,
+            [vec![4, 3, 0, 0, 0, 0, 0, 0], vec![4, 1, 0, 0, 0, 0, 0xff, 1]]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_described_is_an_error() {
+        for cpus in [0, 255, 256 + 1, u32::MAX] {
+            assert!(matches!(write(&guest(MIB), cpus), Err(MpTableError::Cpus(n)) if n == cpus));
+        }
+        let error = write(&guest(0x9_e000), 1).unwrap_err().to_string();
+        assert!(error.contains("cannot be written at 0x9e000"), "{error}");
+    }
+}

@@ -1,1 +1,176 @@
-//! Tests of the parent module.
+//! Tests of the ACPI tables: found and checked as a kernel does it, their fields by the offsets of the specification.
+
+use acpi_tables::aml::{Device, Name, Path};
+
+use super::*;
+use crate::kernel::images::{MIB, bytes_at, guest};
+
+type Memory = vm_memory::GuestMemoryMmap<()>;
+
+fn number(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |value, byte| value << 8 | u64::from(*byte))
+}
+
+fn assert_sum(bytes: &[u8]) {
+    assert_eq!(bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
+}
+
+/// The table at `address`, its header checked (§5.2.6).
+fn table(mem: &Memory, address: u64, signature: &[u8; 4], revision: u8) -> Vec<u8> {
+    let length = number(&bytes_at(mem, address + 4, 4));
+    let table = bytes_at(mem, address, length as usize);
+    assert_eq!((&table[..4], table[8]), (&signature[..], revision));
+    assert_eq!(
+        (&table[10..16], &table[16..24]),
+        (&b"POSADA"[..], &b"POSADAVM"[..])
+    );
+    assert_sum(&table);
+    table
+}
+
+/// FADT, MADT and DSDT, found from the RSDP.
+fn tables(cpus: u32, devices: &[&dyn Aml]) -> [Vec<u8>; 3] {
+    let mem = guest(2 * MIB);
+    let address = write(&mem, &AcpiInfo { cpus, devices }).unwrap();
+    assert_eq!(address, GuestAddress(0xe0000));
+    let rsdp = bytes_at(&mem, address.0, 36);
+    assert_eq!((&rsdp[..8], rsdp[15]), (&b"RSD PTR "[..], 2));
+    assert_sum(&rsdp[..20]);
+    assert_sum(&rsdp);
+    let xsdt = table(&mem, number(&rsdp[24..32]), b"XSDT", 1);
+    assert_eq!(xsdt.len(), 36 + 2 * 8);
+    let fadt = table(&mem, number(&xsdt[36..44]), b"FACP", 6);
+    let madt = table(&mem, number(&xsdt[44..52]), b"APIC", 5);
+    let dsdt = table(&mem, number(&fadt[140..148]), b"DSDT", 2);
+    assert!(
+        bytes_at(&mem, 0x10_0000, MIB as usize)
+            .iter()
+            .all(|byte| *byte == 0)
+    );
+    [fadt, madt, dsdt]
+}
+
+fn contains(table: &[u8], part: &[u8]) -> bool {
+    table.windows(part.len()).any(|window| window == part)
+}
+
+#[test]
+fn the_fadt_is_hardware_reduced() {
+    let [fadt, ..] = tables(1, &[]);
+    assert_eq!(fadt.len(), 276);
+    let flags = number(&fadt[112..116]);
+    // WBINVD, no fixed buttons or RTC wake-up, reset register, headless, hardware-reduced.
+    assert_eq!(
+        flags,
+        1 << 0 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 10 | 1 << 12 | 1 << 20
+    );
+    assert_eq!(number(&fadt[109..111]), 1 << 2, "IAPC_BOOT_ARCH: no VGA");
+    let port = |number: u16| [&[1, 8, 0, 1][..], &u64::from(number).to_le_bytes()].concat();
+    assert_eq!(fadt[116..128], port(0x602));
+    assert_eq!(fadt[128], 1, "RESET_VALUE");
+    assert_eq!(fadt[244..256], port(0x600));
+    assert_eq!(fadt[256..268], port(0x601));
+    assert_eq!(fadt[268..276], *b"POSADAVM");
+    // No fixed hardware: no event, control, timer or GPE block has an address.
+    assert!(fadt[56..88].iter().chain(&fadt[148..244]).all(|byte| *byte == 0));
+}
+
+#[test]
+fn the_madt_has_every_cpu() {
+    for cpus in [1, 2, 7, 64, 254] {
+        let [_, madt, _] = tables(cpus, &[]);
+        assert_eq!(number(&madt[36..40]), 0xfee0_0000);
+        assert_eq!(number(&madt[40..44]), 1, "PCAT_COMPAT");
+        let mut rest = &madt[44..];
+        let mut found = Vec::new();
+        while let [_, length, ..] = rest {
+            let (entry, after) = rest.split_at(usize::from(*length));
+            found.push(entry.to_vec());
+            rest = after;
+        }
+        let mut expected: Vec<Vec<u8>> = (0..cpus as u8).map(|id| vec![0, 8, id, id, 1, 0, 0, 0]).collect();
+        expected.push(vec![1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]); // I/O APIC
+        expected.push(vec![2, 10, 0, 0, 2, 0, 0, 0, 0, 0]); // IRQ 0 is GSI 2
+        expected.push(vec![4, 6, 0xff, 0, 0, 1]); // NMI at LINT1
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn the_dsdt_has_the_legacy_devices() {
+    let [.., dsdt] = tables(1, &[]);
+    assert!(
+        contains(&dsdt, b"\x08_S5_\x12\x06\x02\x0a\x05\x0a\x05"),
+        "_S5 is {{5, 5}}"
+    );
+    // EISA ids as §19.3.4 encodes them, and resource descriptors as §6.4 does.
+    let com1_io = [0x47, 1, 0xf8, 0x03, 0xf8, 0x03, 1, 8];
+    let com1_irq = [0x89, 6, 0, 0x03, 1, 4, 0, 0, 0];
+    assert!(contains(&dsdt, b"COM1\x08_HID\x0c\x41\xd0\x05\x01"), "PNP0501");
+    assert!(contains(
+        &dsdt,
+        &[com1_io.as_slice(), &com1_irq, &[0x79]].concat()
+    ));
+    assert!(contains(&dsdt, b"RTC_\x08_HID\x0c\x41\xd0\x0b\x00"), "PNP0B00");
+    assert!(contains(&dsdt, &[0x47, 1, 0x70, 0, 0x70, 0, 1, 2, 0x79]));
+    assert!(contains(&dsdt, b"PEVT\x08_HID\x0dQEMU0001\0"));
+    assert!(contains(&dsdt, &[0x47, 1, 0x05, 0x05, 0x05, 0x05, 1, 1, 0x79]));
+    assert!(dsdt.len() < 256, "{} bytes for a guest to interpret", dsdt.len());
+}
+
+#[test]
+fn further_devices_go_into_the_dsdt() {
+    let id = Name::new(Path::new("_HID"), &"LNRO0005");
+    let device = Device::new(Path::new("VIO0"), vec![&id]);
+    let [.., without] = tables(1, &[]);
+    let [.., with] = tables(1, &[&device]);
+    let mut aml = Vec::new();
+    device.to_aml_bytes(&mut aml);
+    assert!(!contains(&without, &aml) && contains(&with, &aml));
+    assert!(
+        with.ends_with(&aml),
+        "the last thing in the scope, which is the last thing in the table"
+    );
+}
+
+struct Filler(usize);
+
+impl Aml for Filler {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        // Zero opcodes: valid AML of any length.
+        sink.vec(&vec![0; self.0]);
+    }
+}
+
+#[test]
+fn what_cannot_be_described_is_an_error() {
+    let mem = guest(2 * MIB);
+    for cpus in [0, 255, 256 + 1, u32::MAX] {
+        let error = write(&mem, &AcpiInfo { cpus, devices: &[] }).unwrap_err();
+        assert!(matches!(error, AcpiError::Cpus(n) if n == cpus));
+    }
+    let filler = Filler(0x2_0000);
+    let error = write(
+        &mem,
+        &AcpiInfo {
+            cpus: 1,
+            devices: &[&filler],
+        },
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(error.contains("but only 131072 are kept for them"), "{error}");
+    let error = write(
+        &guest(0xe_0000),
+        &AcpiInfo {
+            cpus: 1,
+            devices: &[],
+        },
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(error.contains("cannot be written at 0xe0000"), "{error}");
+}

@@ -118,7 +118,7 @@ where
             "the entry point {entry_point:#x} is in none of its segments"
         )));
     }
-    for segment in &loads {
+    for segment in loads.iter().filter(|segment| segment.file_size > 0) {
         image.copy_to(
             mem,
             "segment",

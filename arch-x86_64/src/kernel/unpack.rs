@@ -84,7 +84,13 @@ pub(super) fn unpack<R: Read>(codec: Codec, mut source: R, size: usize) -> Resul
         )?,
         Codec::Zstd => {
             let decoder = StreamingDecoder::new_with_max_window_size(source, ZSTD_WINDOW);
-            fill(&mut output, decoder.map_err(|error| error.to_string())?, size)?;
+            let mut decoder = decoder.map_err(|error| error.to_string())?;
+            fill(&mut output, &mut decoder, size)?;
+            // ruzstd computes the checksum but leaves it to its user to compare. A frame need not have one.
+            let stated = decoder.decoder.get_checksum_from_data();
+            if stated.is_some() && stated != decoder.decoder.get_calculated_checksum() {
+                return Err("its checksum is wrong".into());
+            }
         }
         Codec::Lz4 => {
             output.resize(size, 0);
@@ -94,7 +100,8 @@ pub(super) fn unpack<R: Read>(codec: Codec, mut source: R, size: usize) -> Resul
     Ok(output)
 }
 
-/// Reads `decoder` to its end, which must come after `size` bytes. Reading on past them makes it check its checksums.
+/// Reads `decoder` to its end, which must come after `size` bytes. Reading on past them makes decoders check
+/// their checksums.
 fn fill(output: &mut Vec<u8>, decoder: impl Read, size: usize) -> Result<(), String> {
     let limit = size as u64 + 1;
     decoder
@@ -146,4 +153,134 @@ fn next_word(source: &mut impl Read) -> io::Result<Option<[u8; 4]>> {
     word.try_into()
         .map(Some)
         .map_err(|_| io::ErrorKind::UnexpectedEof.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::images::compress;
+    use super::*;
+
+    const CODECS: [Codec; 4] = [Codec::Gzip, Codec::Xz, Codec::Lz4, Codec::Zstd];
+
+    /// `data` compressed, without the length that the kernel's build appends.
+    fn stream(codec: Codec, data: &[u8]) -> Vec<u8> {
+        let mut stream = compress(codec, data);
+        if codec != Codec::Gzip {
+            stream.truncate(stream.len() - 4);
+        }
+        stream
+    }
+
+    /// The fixtures were made by the tools and options of the kernel's build (scripts/Makefile.lib, scripts/xz_wrap.sh),
+    /// `gzip -n -9`, `xz --check=crc32 --x86 --lzma2=dict=32MiB`, `lz4 -l -9` and `zstd -22 --ultra`, from standard input.
+    #[test]
+    fn the_output_of_the_real_tools_is_unpacked() {
+        // 500 instructions `call`, all of the same function.
+        let calls: Vec<u8> = (1..=500i32)
+            .flat_map(|i| std::iter::once(0xe8).chain((0x10000 - 5 * i).to_le_bytes()))
+            .collect();
+        let fixtures: [&[u8]; 4] = [
+            include_bytes!("fixtures/calls.gz"),
+            include_bytes!("fixtures/calls.xz"),
+            include_bytes!("fixtures/calls.lz4"),
+            include_bytes!("fixtures/calls.zst"),
+        ];
+        for (codec, fixture) in CODECS.into_iter().zip(fixtures) {
+            assert_eq!(Codec::of(fixture), Some(codec));
+            assert!(unpack(codec, fixture, calls.len()).unwrap() == calls, "{codec}");
+        }
+    }
+
+    #[test]
+    fn more_or_less_than_stated_is_an_error() {
+        let data: Vec<u8> = (0..100_000u32).map(|i| (i / 300) as u8).collect();
+        for codec in CODECS {
+            let stream = stream(codec, &data);
+            assert!(unpack(codec, &stream[..], data.len()).unwrap() == data, "{codec}");
+            for size in [0, 1, data.len() - 1, data.len() + 1, 2 * data.len()] {
+                assert!(
+                    unpack(codec, &stream[..], size).is_err(),
+                    "{codec} to {size} bytes"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_that_is_cut_short_is_an_error() {
+        let data: Vec<u8> = (0..3000u32).map(|i| (i % 251) as u8).collect();
+        for codec in CODECS {
+            let stream = stream(codec, &data);
+            for length in (0..stream.len()).step_by(7) {
+                assert!(
+                    unpack(codec, &stream[..length], data.len()).is_err(),
+                    "{codec}, {length} bytes"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_checksum_that_is_wrong_is_an_error() {
+        let data = vec![7; 3000];
+        // The legacy lz4 format has none, and neither has ruzstd's encoder.
+        for codec in [Codec::Gzip, Codec::Xz] {
+            let mut stream = stream(codec, &data);
+            // gzip's CRC is 8 bytes before the end; xz's check lies before its index and 12-byte footer.
+            let at = if codec == Codec::Gzip {
+                stream.len() - 8
+            } else {
+                stream.len() - 12 - 16
+            };
+            stream[at] ^= 1;
+            assert!(unpack(codec, &stream[..], data.len()).is_err(), "{codec}");
+        }
+        let mut zstd = include_bytes!("fixtures/calls.zst").to_vec();
+        *zstd.last_mut().unwrap() ^= 1;
+        assert!(unpack(Codec::Zstd, &zstd[..], 2500).is_err());
+    }
+
+    #[test]
+    fn lz4_has_blocks_of_8_mib() {
+        let mut data = vec![0; LZ4_BLOCK + 1000];
+        data[LZ4_BLOCK - 1..LZ4_BLOCK + 3].copy_from_slice(b"edge");
+        let mut stream = stream(Codec::Lz4, &data);
+        assert!(unpack(Codec::Lz4, &stream[..], data.len()).unwrap() == data);
+        // A second frame, as `cat a.lz4 b.lz4` makes it.
+        stream.extend(self::stream(Codec::Lz4, b"more"));
+        data.extend_from_slice(b"more");
+        assert!(unpack(Codec::Lz4, &stream[..], data.len()).unwrap() == data);
+    }
+
+    #[test]
+    fn lz4_blocks_have_a_bounded_length() {
+        for length in [0u32, LZ4_COMPRESSED_BLOCK as u32 + 1, u32::MAX] {
+            let stream = [LZ4_LEGACY_MAGIC, length.to_le_bytes()].concat();
+            let error = unpack(Codec::Lz4, &stream[..], 100).unwrap_err();
+            assert_eq!(error, format!("it has a block of {length} bytes"));
+        }
+    }
+
+    #[test]
+    fn windows_are_bounded() {
+        // A zstd frame header with a window of 2 GiB (RFC 8878 §3.1.1.1.2: exponent 21), and an xz stream that names
+        // a dictionary of 4 GiB - 1 (xz format §5.3.1: property 40).
+        let zstd = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 0, 0];
+        assert!(unpack(Codec::Zstd, &zstd[..], 100).is_err());
+        let mut xz = stream(Codec::Xz, &[1; 100]);
+        // Block header: size, flags, BCJ filter (id, size 0), LZMA2 filter (id, size 1, property), padding, CRC32.
+        assert_eq!(xz[12..19], [xz[12], 1, 4, 0, 0x21, 1, xz[18]]);
+        xz[18] = 40;
+        let end = 12 + (usize::from(xz[12]) + 1) * 4;
+        let crc = crc32(&xz[12..end - 4]);
+        xz[end - 4..end].copy_from_slice(&crc.to_le_bytes());
+        let error = unpack(Codec::Xz, &xz[..], 100).unwrap_err();
+        assert!(error.contains("memory"), "{error}");
+    }
+
+    fn crc32(data: &[u8]) -> u32 {
+        let mut crc = flate2::Crc::new();
+        crc.update(data);
+        crc.sum()
+    }
 }
