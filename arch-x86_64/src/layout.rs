@@ -103,9 +103,10 @@ pub const S5_SLEEP_TYPE: u8 = 5;
 pub const SLEEP_CONTROL_S5: u8 = S5_SLEEP_TYPE << 2 | 1 << 5;
 
 /// Number of I/O APIC pins, and so of global system interrupts, of KVM's in-kernel I/O APIC.
+///
+/// Every ISA interrupt is wired to the pin of its own number, the PIT's IRQ 0 to pin 0. That is KVM's default routing,
+/// which would have to be replaced (KVM_SET_GSI_ROUTING) to have it at pin 2 as PCs do.
 pub const IO_APIC_PINS: u32 = 24;
-/// The I/O APIC pin that the PIT's IRQ 0 is wired to, as on PCs (and in KVM's default routing).
-pub const PIT_IO_APIC_PIN: u8 = 2;
 
 /// Most CPUs a guest can have.
 ///

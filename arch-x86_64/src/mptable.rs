@@ -107,9 +107,8 @@ fn configuration_table(cpus: u8) -> Vec<u8> {
     add(&[BUS, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
     add(&io_apic(io_apic_id));
     for irq in (0..ISA_IRQS).filter(|&irq| irq != CASCADE_IRQ) {
-        let pin = if irq == 0 { layout::PIT_IO_APIC_PIN } else { irq };
-        // Flags 0: polarity and trigger as the bus has it, for ISA edge and active high.
-        add(&[IO_INTERRUPT, INT, 0, 0, ISA_BUS, irq, io_apic_id, pin]);
+        // Flags 0: polarity and trigger as the bus has it, for ISA edge and active high. The last byte is the pin.
+        add(&[IO_INTERRUPT, INT, 0, 0, ISA_BUS, irq, io_apic_id, irq]);
     }
     // The 8259s' output at LINT0 of the boot CPU, NMI at LINT1 of every CPU, as a PC has them.
     add(&[LOCAL_INTERRUPT, EXT_INT, 0, 0, ISA_BUS, 0, 0, 0]);
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn interrupts_are_wired_as_in_a_pc() {
+    fn interrupts_are_wired_as_kvm_does() {
         let entries = entries(3);
         assert!(entries.contains(&b"\x01\0ISA   ".to_vec()));
         assert!(
@@ -222,8 +221,7 @@ mod tests {
             .filter(|e| e[0] == 3)
             .map(|e| (e[1], e[5], e[6], e[7]))
             .collect();
-        let mut expected = vec![(0, 0, 3, 2), (0, 1, 3, 1)];
-        expected.extend((3..16).map(|irq| (0, irq, 3, irq)));
+        let expected: Vec<_> = (0..16).filter(|irq| *irq != 2).map(|irq| (0, irq, 3, irq)).collect();
         assert_eq!(isa, expected);
         let local: Vec<_> = entries.iter().filter(|e| e[0] == 4).cloned().collect();
         assert_eq!(

@@ -14,7 +14,6 @@ const PCAT_COMPAT: u32 = 1;
 // Interrupt controller structure types (Table 5.21).
 const LOCAL_APIC: u8 = 0;
 const IO_APIC: u8 = 1;
-const INTERRUPT_SOURCE_OVERRIDE: u8 = 2;
 const LOCAL_APIC_NMI: u8 = 4;
 
 const CPU_ENABLED: u8 = 1;
@@ -22,7 +21,7 @@ const CPU_ENABLED: u8 = 1;
 const IO_APIC_ID: u8 = 0;
 const ALL_PROCESSORS: u8 = 0xff;
 
-/// The MADT for CPUs with the APIC ids 0 to `cpus` - 1. acpi_tables' own MADT lacks the flags and two of the structures.
+/// The MADT for CPUs with the APIC ids 0 to `cpus` - 1. acpi_tables' own MADT lacks the flags and the NMI structure.
 pub(super) fn madt(cpus: u8) -> Sdt {
     let mut table = Sdt::new(
         *b"APIC",
@@ -41,8 +40,7 @@ pub(super) fn madt(cpus: u8) -> Sdt {
     body.extend_from_slice(&[IO_APIC, 12, IO_APIC_ID, 0]);
     body.extend_from_slice(&(layout::IO_APIC.0 as u32).to_le_bytes());
     body.extend_from_slice(&0u32.to_le_bytes()); // its first global system interrupt
-    // ISA (bus 0) IRQ 0 is another global system interrupt; flags 0: edge-triggered and active high, as ISA is.
-    body.extend_from_slice(&[
+    // No interrupt source override: ISA interrupts have their own numbers as global ones, and ISA's edge and polarity.
         INTERRUPT_SOURCE_OVERRIDE,
         10,
         0,
