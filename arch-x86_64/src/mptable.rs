@@ -221,7 +221,10 @@ mod tests {
             .filter(|e| e[0] == 3)
             .map(|e| (e[1], e[5], e[6], e[7]))
             .collect();
-        let expected: Vec<_> = (0..16).filter(|irq| *irq != 2).map(|irq| (0, irq, 3, irq)).collect();
+        let expected: Vec<_> = (0..16)
+            .filter(|irq| *irq != 2)
+            .map(|irq| (0, irq, 3, irq))
+            .collect();
         assert_eq!(isa, expected);
         let local: Vec<_> = entries.iter().filter(|e| e[0] == 4).cloned().collect();
         assert_eq!(

@@ -40,18 +40,7 @@ pub(super) fn madt(cpus: u8) -> Sdt {
     body.extend_from_slice(&[IO_APIC, 12, IO_APIC_ID, 0]);
     body.extend_from_slice(&(layout::IO_APIC.0 as u32).to_le_bytes());
     body.extend_from_slice(&0u32.to_le_bytes()); // its first global system interrupt
-    // No interrupt source override: ISA interrupts have their own numbers as global ones, and ISA's edge and polarity.
-        INTERRUPT_SOURCE_OVERRIDE,
-        10,
-        0,
-        0,
-        layout::PIT_IO_APIC_PIN,
-        0,
-        0,
-        0,
-        0,
-        0,
-    ]);
+    // No interrupt source override: ISA interrupts have their own numbers as global ones, with ISA's edge and polarity.
     body.extend_from_slice(&[LOCAL_APIC_NMI, 6, ALL_PROCESSORS, 0, 0, 1]); // LINT1
     // In one piece: every append sums the whole table up again.
     table.append_slice(&body);
