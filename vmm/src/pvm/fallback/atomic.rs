@@ -22,14 +22,14 @@ pub fn compare_exchange_16<B: BitmapSlice>(
     let (mut low, mut high) = (old as u64, (old >> 64) as u64);
     // SAFETY: `target` is aligned and points to 16 bytes of a live mapping that `slice` borrows; the CPU has the instruction;
     // guest memory is only ever accessed by volatile or atomic operations, so that there is no reference to alias. RBX, which
-    // the compiler reserves, gets its value back. (The intrinsic for this needs a library call in debug builds.)
+    // the compiler reserves, gets its value back; both operands name their registers, for an unnamed one may be RBX itself. (The intrinsic for this needs a library call in debug builds.)
     unsafe {
         asm!(
-            "xchg {new_low}, rbx",
-            "lock cmpxchg16b [{target}]",
-            "mov rbx, {new_low}",
-            new_low = inout(reg) new as u64 => _,
-            target = in(reg) target,
+            "xchg rsi, rbx",
+            "lock cmpxchg16b [rdi]",
+            "mov rbx, rsi",
+            inout("rsi") new as u64 => _,
+            in("rdi") target,
             inout("rax") low,
             inout("rdx") high,
             in("rcx") (new >> 64) as u64,
