@@ -23,7 +23,7 @@ pub struct BootInfo<'a> {
     pub kernel: &'a LoadedKernel,
     /// The initrd in guest memory.
     pub initrd: Option<InitrdRange>,
-    /// The kernel's command line; Linux reads it as Latin-1 or UTF-8 alike.
+    /// The kernel's command line, passed on byte by byte.
     pub cmdline: &'a CStr,
     /// Where [`crate::acpi::write`] put the RSDP. Without it the kernel searches for one, and for an MP table.
     pub rsdp: Option<GuestAddress>,

@@ -1,7 +1,7 @@
 //! CPUID: all that a guest is told differently from what the host supports, in one place.
 //!
 //! "SDM" is Intel's Software Developer's Manual Vol 2, CPUID; "APM" is AMD's Architecture Programmer's Manual Vol 3,
-//! appendix E.
+//! appendix E, which is in the order of function numbers.
 
 #[cfg(test)]
 mod tests;
@@ -97,7 +97,7 @@ fn set_bit(register: &mut u32, bit: u32, on: bool) {
     set_bits(register, bit, 1, on.into());
 }
 
-/// Leaf 1: features, APIC id and logical processor count (SDM leaf 01H; APM E.3.2).
+/// Leaf 1: features, APIC id and logical processor count (SDM leaf 01H; APM).
 fn features(leaf: &mut Leaf, vcpu: u32, topology: CpuTopology) {
     set_bits(&mut leaf.ebx, 24, 8, vcpu); // initial APIC id
     set_bits(&mut leaf.ebx, 16, 8, topology.id_count()); // ids in this package; valid with HTT
@@ -120,7 +120,7 @@ fn intel_cache(leaf: &mut Leaf, topology: CpuTopology) {
     set_bits(&mut leaf.eax, 26, 6, topology.id_count() - 1); // core ids in this package, less 1
 }
 
-/// Leaf 6: power management (SDM leaf 06H; APM E.3.5). The local APIC timer always runs (ARAT); frequencies, sensors and
+/// Leaf 6: power management (SDM leaf 06H; APM). The local APIC timer always runs (ARAT); frequencies, sensors and
 /// hints are the host's, and their MSRs are not in the guest.
 fn power(leaf: &mut Leaf) {
     *leaf = Leaf {
@@ -129,7 +129,7 @@ fn power(leaf: &mut Leaf) {
     };
 }
 
-/// Leaves 0xA, 0x1C, 0x23 and 0x8000_0022: performance counters (SDM; APM E.4.20). There is no PMU in the guest: counters
+/// Leaves 0xA, 0x1C, 0x23 and 0x8000_0022: performance counters (SDM; APM). There is no PMU in the guest: counters
 /// cost MSR switches at every exit, and a guest that finds some keeps its watchdog on them.
 fn performance(leaf: &mut Leaf) {
     *leaf = empty(leaf);
@@ -145,7 +145,7 @@ fn empty(leaf: &Leaf) -> Leaf {
     }
 }
 
-/// Leaf 0x8000_0001 of AMD (APM E.4.2).
+/// Leaf 0x8000_0001 of AMD (APM).
 fn amd_features(leaf: &mut Leaf, topology: CpuTopology) {
     set_bit(&mut leaf.ecx, 1, topology.cpus > 1); // CmpLegacy: the logical processors of leaf 1 are cores
     for performance_counters in [23, 24, 28] {
@@ -153,13 +153,13 @@ fn amd_features(leaf: &mut Leaf, topology: CpuTopology) {
     }
 }
 
-/// Leaf 0x8000_0008 of AMD (APM E.4.8); the register is reserved on Intel.
+/// Leaf 0x8000_0008 of AMD (APM); the register is reserved on Intel.
 fn amd_core_count(leaf: &mut Leaf, topology: CpuTopology) {
     set_bits(&mut leaf.ecx, 0, 8, topology.cpus.max(1) - 1); // NC: threads in the package, less 1
     set_bits(&mut leaf.ecx, 12, 4, topology.id_bits()); // ApicIdSize
 }
 
-/// Leaf 0x8000_001D: AMD's caches (APM E.4.16), like [`intel_cache`].
+/// Leaf 0x8000_001D: AMD's caches (APM), like [`intel_cache`].
 fn amd_cache(leaf: &mut Leaf, topology: CpuTopology) {
     if leaf.eax & 0x1f == 0 {
         return;
@@ -169,7 +169,7 @@ fn amd_cache(leaf: &mut Leaf, topology: CpuTopology) {
     set_bits(&mut leaf.eax, 14, 12, sharing - 1); // NumSharingCache
 }
 
-/// Leaf 0x8000_001E: AMD's ids (APM E.4.17).
+/// Leaf 0x8000_001E: AMD's ids (APM).
 fn amd_ids(leaf: &mut Leaf, vcpu: u32) {
     leaf.eax = vcpu; // extended APIC id
     leaf.ebx = vcpu & 0xff; // core id; threads per core, less 1: 0
@@ -177,8 +177,8 @@ fn amd_ids(leaf: &mut Leaf, vcpu: u32) {
     leaf.edx = 0;
 }
 
-/// Leaves 0xB and 0x1F: the levels of the APIC id (SDM leaves 0BH and 1FH; APM E.3.8), rebuilt from nothing. 0x8000_0026,
-/// AMD's own form of them (APM E.4.23), goes: what a guest finds in 0xB says the same.
+/// Leaves 0xB and 0x1F: the levels of the APIC id (SDM leaves 0BH and 1FH; APM), rebuilt from nothing. 0x8000_0026,
+/// AMD's own form of them, goes: what a guest finds in 0xB says the same.
 fn extended_topology(leaves: &mut Vec<Leaf>, vcpu: u32, topology: CpuTopology) {
     const SMT: u32 = 1;
     const CORE: u32 = 2;

@@ -77,9 +77,7 @@ mod tests {
     use std::io::Cursor;
 
     use super::*;
-    use crate::kernel::images::{guest, loaded};
-
-    const MIB: u64 = 1 << 20;
+    use crate::kernel::images::{MIB, bytes_at, guest, loaded};
 
     #[test]
     fn lies_at_the_top_of_memory() {
@@ -137,5 +135,30 @@ mod tests {
         assert!(matches!(empty, InitrdError::Empty));
         let full = load(&mem, &mut Cursor::new([1u8]), &loaded(MIB, 4 * MIB)).unwrap_err();
         assert!(matches!(full, InitrdError::DoesNotFit { size: 1, room: 0 }));
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn never_overlaps_the_kernel_or_leaves_what_is_allowed(
+            end in MIB..5 * MIB,
+            limit in 0..6 * MIB,
+            size in 1..3 * MIB,
+        ) {
+            let mem = guest(4 * MIB);
+            let kernel = LoadedKernel { initrd_max: limit, ..loaded(MIB, end) };
+            let content = vec![0x11; size as usize];
+            match load(&mem, &mut Cursor::new(&content), &kernel) {
+                Ok(range) => {
+                    assert_eq!((range.addr.0 % PAGE, range.size), (0, size));
+                    assert!(range.addr.0 >= end && range.addr.0 + size - 1 <= limit.min(4 * MIB - 1));
+                    assert_eq!(bytes_at(&mem, range.addr.0, size as usize), content);
+                }
+                // Refused only where whole pages would not fit.
+                Err(InitrdError::DoesNotFit { .. }) => assert!(end + size + 2 * PAGE > limit.min(4 * MIB)),
+                Err(other) => panic!("{other}"),
+            }
+        }
     }
 }

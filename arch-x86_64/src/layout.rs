@@ -66,7 +66,7 @@ pub const ACPI_END: GuestAddress = HIGH_RAM_START;
 /// Start of what the memory map calls reserved below 1 MiB; it ends at [`HIGH_RAM_START`].
 pub const LOW_RESERVED_START: GuestAddress = PVM_STUB;
 
-/// The I/O APIC (MP spec 1.4 §3.6.2, where KVM's in-kernel one is too).
+/// The I/O APIC (MP spec 1.4 §3.6.5, where KVM's in-kernel one is too).
 pub const IO_APIC: GuestAddress = GuestAddress(0xfec0_0000);
 /// The local APICs (Intel SDM Vol 3 §11.4.1, the reset value of IA32_APIC_BASE).
 pub const LOCAL_APIC: GuestAddress = GuestAddress(0xfee0_0000);
@@ -99,7 +99,7 @@ pub const RESET_PORT: u16 = 0x602;
 pub const RESET_VALUE: u8 = 1;
 /// The SLP_TYP value that means S5, soft off.
 pub const S5_SLEEP_TYPE: u8 = 5;
-/// What a guest writes to [`SLEEP_CONTROL_PORT`] to power off: SLP_TYP in bits 2..5, SLP_EN in bit 5 (ACPI 6.5 Table 4.19).
+/// What a guest writes to [`SLEEP_CONTROL_PORT`] to power off: SLP_TYP in bits 2..5, SLP_EN in bit 5 (ACPI 6.5 §4.8.3.7).
 pub const SLEEP_CONTROL_S5: u8 = S5_SLEEP_TYPE << 2 | 1 << 5;
 
 /// Number of I/O APIC pins, and so of global system interrupts, of KVM's in-kernel I/O APIC.

@@ -50,7 +50,7 @@ const IO_APIC_VERSION: u8 = 0x11;
 const CPU_SIGNATURE: u32 = 0x600;
 const CPU_FEATURES: u32 = 0x201;
 
-// Interrupt types (Table 4-10).
+// Interrupt types (Table 4-11).
 const INT: u8 = 0;
 const NMI: u8 = 1;
 const EXT_INT: u8 = 3;
@@ -93,7 +93,7 @@ fn floating_pointer() -> [u8; 16] {
 }
 
 fn configuration_table(cpus: u8) -> Vec<u8> {
-    // The I/O APIC's id must differ from all CPUs' (§4.3.3).
+    // The I/O APIC's id must differ from all CPUs' (§3.6.6).
     let io_apic_id = cpus;
     let mut table = header();
     let mut entries: u16 = 0;

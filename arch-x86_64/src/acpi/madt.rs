@@ -11,7 +11,7 @@ const HEADER_SIZE: u32 = 36;
 /// Flags bit 0, PCAT_COMPAT: KVM's irqchip has a PC's two 8259s.
 const PCAT_COMPAT: u32 = 1;
 
-// Interrupt controller structure types (Table 5.21).
+// Interrupt controller structure types (§5.2.12).
 const LOCAL_APIC: u8 = 0;
 const IO_APIC: u8 = 1;
 const LOCAL_APIC_NMI: u8 = 4;

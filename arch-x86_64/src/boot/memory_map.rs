@@ -4,7 +4,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::layout;
 
-/// What a range of addresses is; the numbers are those of e820 (ACPI 6.5 Table 15.1), which PVH uses too.
+/// What a range of addresses is; the numbers are those of e820 (ACPI 6.5 §15), which PVH uses too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum RangeKind {
