@@ -1,0 +1,37 @@
+# The guest's own programs, built by cargo, and the initramfs made of them.
+# shellcheck shell=bash disable=SC2154 # $images, $cache and $work are those of guest-images/build
+
+# Everything that a program in DIRECTORY depends on, for a key.
+program_inputs() {
+    inputs "$1" lib/programs.bash lib/cpio.bash
+    (cd "$images/.." && sha256sum Cargo.toml)
+    rustc --version
+}
+
+# Builds a workspace package's program for the guest: guest_program PACKAGE RUSTFLAGS; leaves it at $work/PACKAGE.
+guest_program() {
+    local package=$1 flags=$2
+    step "program $package" '' env CARGO_TARGET_DIR="$work/target" RUSTFLAGS="$flags" \
+        cargo build --manifest-path "$images/../Cargo.toml" --release --package "$package"
+    cp "$work/target/release/$package" "$work/$package"
+}
+
+need_programs() {
+    need "$1" cargo:cargo rustc:rustc cc:gcc /usr/include/stdio.h:libc6-dev /bin/busybox:busybox-static
+    # Debian's other busybox package is linked dynamically, and the initramfs has no libraries.
+    if head -c 4096 /bin/busybox | grep -q ld-linux; then
+        die "/bin/busybox is linked dynamically; install the static one with: apt-get install busybox-static"
+    fi
+}
+
+# The base of every initramfs, in an archive that cpio_begin has started. The shell runs busybox's applets by name without links for
+# them (each link would cost the guest time at boot); /bin/sh is for scripts.
+base_system() {
+    local directory
+    for directory in bin etc proc sys tmp run; do
+        cpio_directory "$directory"
+    done
+    cpio_file init 755 "$work/guest-init"
+    cpio_file bin/busybox 755 /bin/busybox
+    cpio_link bin/sh busybox
+}
