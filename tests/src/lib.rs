@@ -1,3 +1,15 @@
 //! What integration tests and benchmarks share: guests of a page, and ways to run posada and watch it.
 
+pub mod ended;
+pub mod guest;
+pub mod images;
 pub mod payload;
+pub mod posada;
+pub mod running;
+pub mod script;
+pub mod terminal;
+
+pub use ended::Ended;
+pub use guest::{Guest, posada};
+pub use running::Running;
+pub use script::Script;

@@ -1,0 +1,224 @@
+//! Guests to be run: each a posada command line in the making.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use vmm_sys_util::tempdir::TempDir;
+
+use crate::ended::Ended;
+use crate::running::Running;
+use crate::terminal::Terminal;
+use crate::{images, payload, posada as binary};
+
+/// A guest that has not been started: `Guest::tiny().cpus(2).start()`.
+pub struct Guest {
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+    directory: Option<PathBuf>,
+    input: Option<Vec<u8>>,
+    /// Holds the payload's file for as long as somebody may read it.
+    files: Option<Arc<TempDir>>,
+}
+
+impl Guest {
+    /// `posada run` with the tiny Linux guest that `make guest` builds.
+    ///
+    /// # Panics
+    /// If it has not been built.
+    pub fn tiny() -> Self {
+        Self::linux(&images::tiny_vmlinux(), &images::tiny_initramfs())
+    }
+
+    /// A Linux kernel and its initramfs.
+    pub fn linux(kernel: &Path, initrd: &Path) -> Self {
+        Self::kernel(kernel).arg("--initrd").arg(initrd)
+    }
+
+    /// Any file as the kernel.
+    pub fn kernel(path: &Path) -> Self {
+        Self::none().arg("--kernel").arg(path)
+    }
+
+    /// `posada run` without a kernel.
+    pub fn none() -> Self {
+        Self {
+            arguments: vec!["run".into()],
+            environment: Vec::new(),
+            directory: None,
+            input: None,
+            files: None,
+        }
+    }
+
+    /// A payload that is entered by the 64-bit boot protocol.
+    pub fn payload(code: &[u8]) -> Self {
+        Self::image(&payload::elf(code, false))
+    }
+
+    /// A payload that is entered by PVH.
+    pub fn pvh_payload(code: &[u8]) -> Self {
+        Self::image(&payload::elf(code, true))
+    }
+
+    /// A kernel file with these bytes.
+    pub fn image(bytes: &[u8]) -> Self {
+        let files = TempDir::new().expect("a directory for temporary files");
+        let path = files.as_path().join("kernel");
+        fs::write(&path, bytes).expect("a temporary file can be written");
+        Self {
+            files: Some(Arc::new(files)),
+            ..Self::kernel(&path)
+        }
+    }
+
+    /// One more argument of `posada run`.
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.arguments.push(argument.as_ref().to_owned());
+        self
+    }
+
+    /// `--cpus`.
+    pub fn cpus(self, cpus: u32) -> Self {
+        self.arg("--cpus").arg(cpus.to_string())
+    }
+
+    /// `--memory`.
+    pub fn memory(self, size: &str) -> Self {
+        self.arg("--memory").arg(size)
+    }
+
+    /// `--append`.
+    pub fn append(self, options: &str) -> Self {
+        self.arg("--append").arg(options)
+    }
+
+    /// `--boot`.
+    pub fn boot(self, protocol: &str) -> Self {
+        self.arg("--boot").arg(protocol)
+    }
+
+    /// A variable of posada's environment.
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.environment
+            .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// The directory that posada runs in.
+    pub fn in_directory(mut self, directory: &Path) -> Self {
+        self.directory = Some(directory.to_owned());
+        self
+    }
+
+    /// What is written to posada's standard input at once; then it ends.
+    pub fn input(mut self, bytes: impl AsRef<[u8]>) -> Self {
+        self.input = Some(bytes.as_ref().to_owned());
+        self
+    }
+
+    /// Starts it with its input and output in pipes.
+    ///
+    /// # Panics
+    /// If the host has no /dev/kvm; likewise all that start a guest.
+    pub fn start(self) -> Running {
+        need_kvm();
+        let mut running = Running::on_pipes(self.command(Stdio::piped()), self.files);
+        if let Some(input) = self.input {
+            running.send(input);
+            running.end_input();
+        }
+        running
+    }
+
+    /// Starts it with standard input from a file and its output in pipes.
+    pub fn start_with_input_from(self, file: File) -> Running {
+        need_kvm();
+        Running::on_pipes(self.command(file.into()), self.files)
+    }
+
+    /// Starts it on a pseudo-terminal, in a session of its own.
+    pub fn start_on_terminal(self) -> Running {
+        need_kvm();
+        let terminal = Terminal::open();
+        let mut command = self.command(terminal.stdio());
+        command.stdout(terminal.stdio()).stderr(terminal.stdio());
+        terminal.control(&mut command);
+        Running::on_terminal(command, terminal, self.files)
+    }
+
+    /// Runs it to its end. Without [`input`](Self::input) its standard input is empty.
+    pub fn run(self) -> Ended {
+        let mut running = self.start();
+        running.end_input();
+        running.wait()
+    }
+
+    /// The command that runs it, for a test that starts it in its own way.
+    pub fn command(&self, stdin: Stdio) -> Command {
+        let mut command = command(&self.arguments, stdin);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
+        command
+    }
+}
+
+/// Runs posada with these arguments, which need no KVM, and waits for its end.
+pub fn posada<S: AsRef<OsStr>>(arguments: &[S]) -> Ended {
+    let mut running = Running::on_pipes(command(arguments, Stdio::null()), None);
+    running.end_input();
+    running.wait()
+}
+
+fn command<S: AsRef<OsStr>>(arguments: &[S], stdin: Stdio) -> Command {
+    let mut command = Command::new(binary::binary());
+    command
+        .args(arguments)
+        .env("RUST_BACKTRACE", "1")
+        .env_remove("COLUMNS")
+        .stdin(stdin)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn need_kvm() {
+    if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
+        panic!("this test needs /dev/kvm: {error}");
+    }
+}
+
+/// A temporary directory with one file in it, for tests of what posada reads.
+pub struct TempFile {
+    directory: TempDir,
+    path: PathBuf,
+}
+
+impl TempFile {
+    /// A file with this name and these bytes.
+    pub fn new(name: &str, bytes: impl AsRef<[u8]>) -> Self {
+        let directory = TempDir::new().expect("a directory for temporary files");
+        let path = directory.as_path().join(name);
+        fs::write(&path, bytes).expect("a temporary file can be written");
+        Self { directory, path }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file, for a command line.
+    pub fn as_str(&self) -> &str {
+        self.path.to_str().expect("temporary files have plain names")
+    }
+
+    /// The directory that it is alone in.
+    pub fn directory(&self) -> &Path {
+        self.directory.as_path()
+    }
+}

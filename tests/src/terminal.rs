@@ -1,0 +1,83 @@
+//! A pseudo-terminal to run posada on: what a person would type on and look at.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use nix::pty::{Winsize, openpty};
+use nix::sys::termios::{Termios, tcgetattr};
+use nix::unistd::setsid;
+
+/// A pseudo-terminal, seen from the person's side.
+pub struct Terminal {
+    master: File,
+    /// The side that programs run on, until one does.
+    slave: Option<OwnedFd>,
+}
+
+/// What can be set on a terminal, comparable.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Settings(String);
+
+impl Terminal {
+    pub(crate) fn open() -> Self {
+        let size = Winsize {
+            ws_row: 24,
+            ws_col: 80,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let pty = openpty(&size, None).expect("a pseudo-terminal");
+        Self {
+            master: pty.master.into(),
+            slave: Some(pty.slave),
+        }
+    }
+
+    /// The side that a program runs on.
+    pub(crate) fn stdio(&self) -> Stdio {
+        let slave = self.slave.as_ref().expect("nothing runs on this terminal yet");
+        slave.try_clone().expect("a file descriptor").into()
+    }
+
+    /// Gives up this process's hold of the program's side: with the program's end the terminal's output ends.
+    pub(crate) fn hand_over(&mut self) {
+        self.slave = None;
+    }
+
+    /// The side of the person at it.
+    pub(crate) fn person(&self) -> File {
+        self.master.try_clone().expect("a file descriptor")
+    }
+
+    /// Makes this the controlling terminal of what `command` starts: its standard input must be this terminal.
+    pub(crate) fn control(&self, command: &mut Command) {
+        // SAFETY: between fork and exec only two system calls are made, and nothing is allocated.
+        unsafe {
+            command.pre_exec(|| {
+                setsid()?;
+                match libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) {
+                    0 => Ok(()),
+                    _ => Err(io::Error::last_os_error()),
+                }
+            });
+        }
+    }
+
+    /// How the terminal is set now.
+    pub fn settings(&self) -> Settings {
+        let Termios {
+            input_flags,
+            output_flags,
+            control_flags,
+            local_flags,
+            control_chars,
+            ..
+        } = tcgetattr(&self.master).expect("a terminal has settings");
+        Settings(format!(
+            "{input_flags:?} {output_flags:?} {control_flags:?} {local_flags:?} {control_chars:?}"
+        ))
+    }
+}

@@ -1,0 +1,90 @@
+//! A guest's serial port on pipes and files: every byte of output and input, in order, however it comes.
+
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use posada_tests::guest::TempFile;
+use posada_tests::script::{DATA, Width};
+use posada_tests::{Guest, Script};
+
+const GUEST_CRASHED: i32 = 3;
+const PVPANIC: u16 = 0x505;
+
+#[test]
+fn a_megabyte_of_output_arrives_complete() {
+    let output: Vec<u8> = (0..1u32 << 20)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    let script = Script::new().print(DATA, output.len() as u64);
+    let ended = Guest::payload(&script.code_and(&output)).run().expect_status(0);
+    assert_eq!(ended.stdout.len(), output.len());
+    assert!(ended.stdout == output, "the bytes are the same");
+}
+
+#[test]
+fn output_that_nobody_wants_any_more_does_not_kill_the_guest() {
+    let script = Script::new()
+        .say("ready")
+        .echo_until(b'.')
+        .say("more")
+        .port_write(Width::Byte, PVPANIC, 1)
+        .spin();
+    let mut guest = Guest::payload(&script.code()).start();
+    guest.wait_for("ready");
+    guest.close_stdout();
+    guest.send("nobody reads this.");
+    // Only a guest that has gone on can say that it panicked.
+    let ended = guest.wait().expect_status(GUEST_CRASHED);
+    assert!(ended.messages().contains("panicked"), "{}", ended.messages());
+}
+
+/// 64 KiB of lines and no byte 4 in them.
+fn long_input() -> Vec<u8> {
+    (0..4096)
+        .flat_map(|n| format!("line {n:9}\n").into_bytes())
+        .collect()
+}
+
+#[test]
+fn piped_input_reaches_the_guest_complete_and_in_order() {
+    let input = long_input();
+    let script = Script::new().echo_until(4);
+    let guest = Guest::payload(&script.code()).input([&input[..], &[4]].concat());
+    let ended = guest.run().expect_status(0);
+    assert!(
+        ended.stdout == input,
+        "{} bytes of {}",
+        ended.stdout.len(),
+        input.len()
+    );
+}
+
+#[test]
+fn input_from_a_file_reaches_the_guest_complete_and_in_order() {
+    let input = long_input();
+    let file = TempFile::new("input", [&input[..], &[4]].concat());
+    let guest = Guest::payload(&Script::new().echo_until(4).code());
+    let guest = guest.start_with_input_from(File::open(file.path()).unwrap());
+    let ended = guest.wait().expect_status(0);
+    assert!(
+        ended.stdout == input,
+        "{} bytes of {}",
+        ended.stdout.len(),
+        input.len()
+    );
+}
+
+#[test]
+fn without_input_it_waits_without_using_the_cpu() {
+    let mut guest = Guest::payload(&Script::new().say("ready").halt().code()).start();
+    guest.wait_for("ready");
+    guest.end_input();
+    let busy = guest.cpu_time();
+    let since = Instant::now();
+    guest.wait_until("a second of idling", |_| since.elapsed() > Duration::from_secs(1));
+    let used = guest.cpu_time() - busy;
+    assert!(used < Duration::from_millis(200), "{used:?} in a second");
+    guest.signal(Signal::SIGTERM);
+    guest.wait().expect_status(128 + Signal::SIGTERM as i32);
+}
