@@ -382,3 +382,5 @@ fn leaf<M: GuestMemoryBackend>(ram: &M, root: u64, address: u64) -> Option<(u32,
     })
 }
 
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,9 @@ mod system;
 mod xsave;
 pub mod xstate;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::io;
 

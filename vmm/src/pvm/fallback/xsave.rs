@@ -9,7 +9,8 @@ use vm_memory::GuestMemoryBackend;
 use super::cpu::{Cpu, Exception, control};
 use super::paging::Access;
 use super::xstate::{
-    AVX, EXTENDED, LEGACY_SIZE, Layout, MXCSR, MXCSR_RESET, SSE, ST, X87, XMM, XMM_END, XSTATE_BV,
+    AVX, EXTENDED, LEGACY_SIZE, Layout, MXCSR, MXCSR_MASK, MXCSR_RESET, PKRU, SSE, ST, X87, XMM, XMM_END,
+    XSTATE_BV,
 };
 use super::{Machine, Stop, Unsupported};
 
@@ -103,7 +104,8 @@ impl<C: Cpu, M: GuestMemoryBackend> Machine<'_, C, M> {
     pub(super) fn save_standard(&mut self) -> Result<(), Stop> {
         let area = self.area()?;
         self.cpu.get_xsave(self.xsave)?;
-        let in_use = self.xsave.in_use();
+        // Since the standard format always holds MXCSR, that does not count as SSE here.
+        let in_use = self.xsave.xstate_bv();
         let optimized = matches!(
             self.instruction.mnemonic(),
             Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64
@@ -144,6 +146,8 @@ impl<C: Cpu, M: GuestMemoryBackend> Machine<'_, C, M> {
 
     fn save_component(&self, number: u32, address: u64) -> Result<(), Stop> {
         match self.xsave.component(number) {
+            // Only half of PKRU's 8 bytes is used (§13.5.7), and the CPU leaves the other half alone.
+            Some(bytes) if number == PKRU => self.memory.write(address, &bytes[..bytes.len().min(4)]),
             Some(bytes) => self.memory.write(address, bytes),
             None => Err(Stop::Unsupported(Unsupported::StateComponent(number))),
         }
@@ -153,6 +157,7 @@ impl<C: Cpu, M: GuestMemoryBackend> Machine<'_, C, M> {
     fn save_legacy(&self, area: &Area, saved: u64, mxcsr: bool) -> Result<(), Stop> {
         let mut legacy = [0; LEGACY_SIZE];
         legacy.copy_from_slice(&self.xsave.bytes()[..LEGACY_SIZE]);
+        legacy[MXCSR_MASK..ST].copy_from_slice(&self.xsave.mxcsr_mask().to_le_bytes());
         if !area.wide {
             clear_segments(&mut legacy);
         }

@@ -1,6 +1,6 @@
 //! Extended CPU state: which components there are, where they lie, and an image of them all in the standard format.
 
-use std::arch::x86_64::__cpuid_count;
+use std::arch::x86_64::{__cpuid_count, _fxsave64};
 
 /// State component of the x87 FPU (Intel SDM Vol 1 §13.1).
 pub const X87: u32 = 0;
@@ -20,7 +20,7 @@ pub const XSTATE_BV: usize = 512;
 /// Offset of MXCSR (Vol 1, table 13-1, as for all below). The x87 control registers are before it.
 pub const MXCSR: usize = 24;
 /// Offset of MXCSR_MASK.
-const MXCSR_MASK: usize = 28;
+pub const MXCSR_MASK: usize = 28;
 /// Offset of the x87 registers.
 pub const ST: usize = 32;
 /// Offset of the XMM registers.
@@ -32,7 +32,7 @@ pub const XMM_END: usize = 416;
 pub const MXCSR_RESET: u32 = 0x1f80;
 /// FCW after FNINIT (Vol 1 §8.1.5): all exceptions masked, 64-bit precision.
 const FCW_RESET: u16 = 0x37f;
-/// MXCSR_MASK where the field is zero (Vol 1 §11.6.6).
+/// MXCSR_MASK where FXSAVE stores zero (Vol 1 §11.6.6).
 const MXCSR_MASK_DEFAULT: u32 = 0xffbf;
 
 /// One component of the extended region.
@@ -47,15 +47,19 @@ pub struct Component {
 }
 
 /// The components of the extended region, by number (none beyond 31 is defined). CPUID leaf 0DH enumerates them (Intel SDM Vol 1 §13.2).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     components: [Option<Component>; 32],
+    mxcsr_mask: u32,
 }
 
 impl Layout {
     /// This CPU's user components that lie within `size` bytes. KVM never moves a component, so they are the guest's too.
     pub fn of_this_cpu(size: usize) -> Self {
-        let mut layout = Layout::default();
+        let mut layout = Layout {
+            components: Default::default(),
+            mxcsr_mask: mxcsr_mask_of_this_cpu(),
+        };
         for (number, slot) in layout.components.iter_mut().enumerate().skip(AVX as usize) {
             let leaf = __cpuid_count(0xd, number as u32);
             let component = Component {
@@ -87,6 +91,23 @@ impl Layout {
             .flatten()
             .map(|c| c.offset + c.size)
             .fold(EXTENDED, usize::max)
+    }
+}
+
+/// An area for FXSAVE (Intel SDM Vol 2A, FXSAVE).
+#[repr(C, align(16))]
+struct FxsaveArea([u8; LEGACY_SIZE]);
+
+fn mxcsr_mask_of_this_cpu() -> u32 {
+    let mut area = FxsaveArea([0; LEGACY_SIZE]);
+    // SAFETY: the area has the size and alignment that FXSAVE demands, and every x86-64 CPU has FXSAVE.
+    unsafe { _fxsave64(area.0.as_mut_ptr()) };
+    match area.0[MXCSR_MASK..]
+        .first_chunk()
+        .map_or(0, |field| u32::from_le_bytes(*field))
+    {
+        0 => MXCSR_MASK_DEFAULT,
+        mask => mask,
     }
 }
 
@@ -189,12 +210,9 @@ impl XsaveImage {
         self.set_field(MXCSR, &value.to_le_bytes());
     }
 
-    /// The bits of MXCSR that may be set.
+    /// The bits of MXCSR that may be set. Hypervisors do not always fill in the field of that name, so the CPU is asked.
     pub fn mxcsr_mask(&self) -> u32 {
-        match u32::from_le_bytes(self.field(MXCSR_MASK)) {
-            0 => MXCSR_MASK_DEFAULT,
-            mask => mask,
-        }
+        self.layout.mxcsr_mask
     }
 
     /// Sets the x87 control, status, tag and pointer registers to what FNINIT makes of them; the data registers stay.

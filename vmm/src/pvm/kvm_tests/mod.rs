@@ -2,14 +2,18 @@
 //!
 //! On a kvm-pvm host the fallback does the work; on one with VT-x or AMD-V the CPU itself does, and the tests hold all the same.
 
-use std::time::Instant;
+mod instructions;
+mod syscall;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_dtable, kvm_regs, kvm_segment, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_dtable, kvm_regs, kvm_segment, kvm_userspace_memory_region,
+    kvm_xcrs,
+};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::fallback::cpu::control;
-use super::*;
+use super::{PvmVcpu, mask_cpuid, prepare_vm};
 
 const RAM: usize = 8 << 20;
 const GDT: u64 = 0x500;
@@ -81,7 +85,9 @@ impl Guest {
         }
         store(0x00af_9b00_0000_ffff, GDT + 0x10);
         store(0x00cf_9300_0000_ffff, GDT + 0x18);
-        store(0x00cf_9100_0000_ffff, GDT + 0x20);
+        store(0x00cf_9100_0000_ffff, GDT + 0x20); // read-only data
+        store(0x00cf_f300_0000_ffff, GDT + 0x28); // user data
+        store(0x00af_fb00_0000_ffff, GDT + 0x30); // user code
         for vector in 0..32u64 {
             let handler = HANDLERS + vector * 16;
             store(
@@ -118,7 +124,7 @@ impl Guest {
         (sregs.ss, sregs.ds, sregs.es, sregs.fs, sregs.gs) = (data, data, data, data, data);
         sregs.gdt = kvm_dtable {
             base: GDT,
-            limit: 0x27,
+            limit: 0x37,
             ..Default::default()
         };
         sregs.idt = kvm_dtable {
@@ -132,6 +138,22 @@ impl Guest {
         sregs.cr4 = 1 << 5 | control::CR4_OSFXSR | 1 << 10 | control::CR4_FSGSBASE | control::CR4_OSXSAVE;
         sregs.efer = control::EFER_LMA | 1 << 8 | control::EFER_NXE;
         self.vcpu.set_sregs(&sregs).unwrap();
+        // x87, SSE and AVX.
+        let mut xcrs = kvm_xcrs {
+            nr_xcrs: 1,
+            ..Default::default()
+        };
+        xcrs.xcrs[0].value = 7;
+        self.vcpu.set_xcrs(&xcrs).unwrap();
+    }
+
+    /// Whether the guest's CPUID says something about its first sub-leaf of `function`.
+    fn offers(&self, function: u32, says: impl Fn(&kvm_cpuid_entry2) -> bool) -> bool {
+        let cpuid = self.vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
+        cpuid
+            .as_slice()
+            .iter()
+            .any(|leaf| leaf.function == function && leaf.index == 0 && says(leaf))
     }
 
     fn edit_sregs(&mut self, edit: impl FnOnce(&mut kvm_bindings::kvm_sregs)) {
@@ -181,10 +203,10 @@ impl Guest {
     /// Runs `code`, which must get to its end.
     fn finish(&mut self, code: &[u8], set: impl FnOnce(&mut kvm_regs)) -> Outcome {
         let outcome = self.run(code, set);
+        let frame = self.frame(&outcome);
         assert_eq!(
             outcome.exception, None,
-            "exception at rip {:#x}",
-            outcome.regs.rip
+            "{code:02x?} at {CODE:#x} stopped with {frame:#x?}"
         );
         outcome
     }
@@ -202,140 +224,5 @@ impl Guest {
     /// The words that the CPU pushed for an exception, error code first where it has one.
     fn frame(&self, outcome: &Outcome) -> [u64; 6] {
         self.ram.read_obj(GuestAddress(outcome.regs.rsp)).unwrap()
-    }
-}
-
-#[test]
-fn kvm_int3_is_a_trap() {
-    let mut guest = Guest::new();
-    let outcome = guest.run(&[0x90, 0xcc], |_| {});
-    assert_eq!(outcome.exception, Some(3));
-    assert_eq!(guest.frame(&outcome)[..2], [CODE + 2, 0x10]);
-}
-
-#[test]
-fn kvm_ud2_is_a_fault() {
-    let mut guest = Guest::new();
-    let outcome = guest.run(&[0x90, 0x0f, 0x0b], |_| {});
-    assert_eq!(outcome.exception, Some(6));
-    assert_eq!(guest.frame(&outcome)[0], CODE + 1);
-}
-
-#[test]
-fn kvm_clac_and_stac() {
-    let mut guest = Guest::new();
-    let outcome = guest.finish(&[0x0f, 0x01, 0xcb], |_| {});
-    assert_eq!(outcome.regs.rflags, 1 << 18 | 2);
-    let outcome = guest.finish(&[0x0f, 0x01, 0xca], |r| r.rflags = 1 << 18 | 1 | 2);
-    assert_eq!(outcome.regs.rflags, 3);
-}
-
-#[test]
-fn kvm_popcnt() {
-    let mut guest = Guest::new();
-    // popcnt rax, rdi; popcnt cx, [rsi].
-    let code = [0xf3, 0x48, 0x0f, 0xb8, 0xc7, 0x66, 0xf3, 0x0f, 0xb8, 0x0e];
-    guest.store([0x01, 0x80, 0xff, 0xff], DATA);
-    let outcome = guest.finish(&code, |r| {
-        (r.rdi, r.rsi, r.rcx) = (0xff00_0000_0000_0f0f, DATA, u64::MAX);
-        r.rflags = 0x8d7;
-    });
-    assert_eq!((outcome.regs.rax, outcome.regs.rcx), (16, 0xffff_ffff_ffff_0002));
-    assert_eq!(outcome.regs.rflags, 2);
-    let outcome = guest.finish(&[0xf3, 0x0f, 0xb8, 0xc7], |r| {
-        (r.rdi, r.rax) = (1 << 32, u64::MAX)
-    });
-    assert_eq!((outcome.regs.rax, outcome.regs.rflags), (0, 0x42));
-}
-
-#[test]
-fn kvm_cmpxchg16b() {
-    let mut guest = Guest::new();
-    // lock cmpxchg16b [rsi]
-    let code = [0xf0, 0x48, 0x0f, 0xc7, 0x0e];
-    let set = |r: &mut kvm_regs| (r.rsi, r.rax, r.rdx, r.rbx, r.rcx) = (DATA, 1, 2, 3, 4);
-    guest.store((1u128 | 2 << 64).to_le_bytes(), DATA);
-    let outcome = guest.finish(&code, set);
-    assert_eq!(outcome.regs.rflags & 0x40, 0x40);
-    assert_eq!(guest.load(DATA), (3u128 | 4 << 64).to_le_bytes());
-    let outcome = guest.finish(&code, set);
-    assert_eq!(
-        (outcome.regs.rflags & 0x40, outcome.regs.rax, outcome.regs.rdx),
-        (0, 3, 4)
-    );
-    let outcome = guest.run(&code, |r| r.rsi = DATA + 8);
-    assert_eq!(
-        (outcome.exception, guest.frame(&outcome)[..2].to_vec()),
-        (Some(13), vec![0, CODE])
-    );
-}
-
-#[test]
-fn kvm_a_page_fault_has_its_address_and_code() {
-    let mut guest = Guest::new();
-    // cmpxchg16b [rsi], beyond the page tables.
-    let outcome = guest.run(&[0x48, 0x0f, 0xc7, 0x0e], |r| r.rsi = 0x4000_0000);
-    assert_eq!(
-        (outcome.exception, guest.frame(&outcome)[..2].to_vec()),
-        (Some(14), vec![2, CODE])
-    );
-    assert_eq!(guest.vcpu.get_sregs().unwrap().cr2, 0x4000_0000);
-}
-
-#[test]
-fn kvm_waits_and_fences() {
-    let mut guest = Guest::new();
-    // fwait; fninit; fnclex; lfence; mfence; sfence
-    let code = [
-        0x9b, 0xdb, 0xe3, 0xdb, 0xe2, 0x0f, 0xae, 0xe8, 0x0f, 0xae, 0xf0, 0x0f, 0xae, 0xf8,
-    ];
-    guest.finish(&code, |_| {});
-    guest.edit_sregs(|s| s.cr0 |= control::CR0_TS);
-    for code in [&[0x9b][..], &[0xdb, 0xe3]] {
-        assert_eq!(guest.run(code, |_| {}).exception, Some(7), "{code:x?}");
-    }
-}
-
-#[test]
-fn kvm_fwait_reports_a_pending_x87_exception() {
-    let mut guest = Guest::new();
-    let mut xsave = guest.vcpu.get_xsave().unwrap();
-    // FCW: division by zero is not masked. FSW: it has happened (ZE, ES, B).
-    xsave.region[0] = 0x8084_037b;
-    xsave.region[128] |= 1;
-    // SAFETY: the guest has no state beyond the 4 KiB of this structure.
-    unsafe { guest.vcpu.set_xsave(&xsave).unwrap() };
-    assert_eq!(guest.run(&[0x9b], |_| {}).exception, Some(16));
-    // fnclex; fwait
-    guest.finish(&[0xdb, 0xe2, 0x9b], |_| {});
-}
-
-/// Not a check but a figure: what one completed instruction costs. Where the CPU does it all there is nothing to tell.
-#[test]
-fn kvm_cost_of_a_completed_instruction() {
-    const ROUNDS: u64 = 5000;
-    let mut guest = Guest::new();
-    let cases: [(&str, &[u8]); 6] = [
-        ("clac", &[0x0f, 0x01, 0xca]),
-        ("popcnt rax, rdi", &[0xf3, 0x48, 0x0f, 0xb8, 0xc7]),
-        ("lock cmpxchg16b [rsi]", &[0xf0, 0x48, 0x0f, 0xc7, 0x0e]),
-        ("fwait", &[0x9b]),
-        ("xsave64 [rsi]", &[0x48, 0x0f, 0xae, 0x26]),
-        ("xrstor64 [rsi]", &[0x48, 0x0f, 0xae, 0x2e]),
-    ];
-    for (name, code) in cases {
-        // dec rbp; jnz back to the start
-        let back = -(code.len() as i8 + 5);
-        let code = [code, &[0x48, 0xff, 0xcd, 0x75, back as u8]].concat();
-        let start = Instant::now();
-        let outcome = guest.finish(&code, |r| (r.rbp, r.rsi, r.rax) = (ROUNDS, DATA, 7));
-        assert_eq!(outcome.regs.rbp, 0);
-        assert!(outcome.completed == 0 || outcome.completed == ROUNDS as usize);
-        if outcome.completed > 0 {
-            println!(
-                "{name}: {:.2} µs",
-                start.elapsed().as_secs_f64() * 1e6 / ROUNDS as f64
-            );
-        }
     }
 }
