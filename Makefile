@@ -54,7 +54,7 @@ test: guest
 endif
 
 bench: guest build ## measure: a table, each figure beside its floor
-	cargo bench -p posada-tests --locked
+	cargo build --release --locked -p posada-bench && target/release/posada-bench
 
 lint: deps ## check formatting and lints; warnings are errors
 	cargo fmt --all --check

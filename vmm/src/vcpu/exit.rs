@@ -24,20 +24,45 @@ pub struct Buses {
 /// Why the guest does not run at the moment.
 #[derive(Debug)]
 pub enum Exit<'a> {
-    /// It wrote to a port: `data` holds one or, for `rep outs`, several values of `width` bytes.
-    PortOut { port: u16, width: usize, data: &'a [u8] },
-    /// It reads from a port, likewise.
-    PortIn {
+    /// It wrote to a port.
+    PortOut {
+        /// The port.
         port: u16,
+        /// Bytes of one value: 1, 2 or 4.
         width: usize,
+        /// One value or, for `rep outs`, several.
+        data: &'a [u8],
+    },
+    /// It reads from a port.
+    PortIn {
+        /// The port.
+        port: u16,
+        /// Bytes of one value: 1, 2 or 4.
+        width: usize,
+        /// Takes one value or, for `rep ins`, several.
         data: &'a mut [u8],
     },
     /// It wrote where there is no RAM.
-    MmioWrite { addr: u64, data: &'a [u8] },
+    MmioWrite {
+        /// The guest-physical address.
+        addr: u64,
+        /// 1 to 8 bytes.
+        data: &'a [u8],
+    },
     /// It reads where there is no RAM.
-    MmioRead { addr: u64, data: &'a mut [u8] },
+    MmioRead {
+        /// The guest-physical address.
+        addr: u64,
+        /// Takes 1 to 8 bytes.
+        data: &'a mut [u8],
+    },
     /// It wrote an MSR that this host kind watches.
-    MsrWrite { index: u32, value: u64 },
+    MsrWrite {
+        /// The MSR's number.
+        index: u32,
+        /// What it wrote.
+        value: u64,
+    },
     /// KVM's emulator does not know an instruction.
     EmulationFailed,
     /// A signal came, or there was nothing to run yet.
@@ -71,7 +96,12 @@ pub enum Next {
     /// The host kind is to finish the instruction.
     CompleteInstruction,
     /// The host kind is to carry out a write to an MSR.
-    WriteMsr { index: u32, value: u64 },
+    WriteMsr {
+        /// The MSR's number.
+        index: u32,
+        /// The value to give it.
+        value: u64,
+    },
     /// The guest asks for the machine's end.
     Request(GuestRequest),
     /// The guest is lost.

@@ -1,0 +1,88 @@
+//! The round trip of an exit: guest → posada's run loop → bus → a trivial device → guest.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arch_x86_64::layout;
+use devices::power::{self, PowerRegisters};
+use devices::{BusDevice, GuestRequest};
+use posada_bench::bare_vm::BareVm;
+use posada_bench::programs::{self, ADDRESS, EXITS, PORT};
+use vmm::lifecycle::{Lifecycle, Stop};
+use vmm::vcpu::{Buses, Vcpu};
+
+use crate::table::{Table, median};
+
+const RUNS: usize = 15;
+const LIMIT: f64 = 1.02;
+
+/// A device that takes everything and does nothing.
+struct Trivial;
+
+impl BusDevice for Trivial {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&self, _offset: u64, _data: &[u8]) -> ControlFlow<GuestRequest> {
+        ControlFlow::Continue(())
+    }
+}
+
+/// Measures exits by ports and by memory.
+pub fn measure(table: &mut Table) {
+    compare("PIO exit, round trip", programs::port_exits(), table);
+    compare("MMIO exit, round trip", programs::memory_exits(), table);
+}
+
+fn compare(what: &'static str, code: &[u8], table: &mut Table) {
+    let (mut posada, mut floor) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        posada.push(through_posada(code));
+        floor.push(through_floor(code));
+    }
+    table.ratio(what, median(posada), median(floor), "µs", LIMIT);
+}
+
+fn through_floor(code: &[u8]) -> f64 {
+    let mut vm = BareVm::new(code);
+    microseconds_each(|| vm.run(&mut std::io::sink()))
+}
+
+/// The same machine, but run by posada's loop with posada's buses and as many devices as a guest has.
+fn through_posada(code: &[u8]) -> f64 {
+    let BareVm { vcpu, memory, .. } = BareVm::new(code);
+    let mut buses = Buses::default();
+    let power = Arc::new(PowerRegisters::new(layout::S5_SLEEP_TYPE, layout::RESET_VALUE));
+    for port in [u64::from(PORT), 0x60, 0x64, 0x70, 0x3f8, 0x505] {
+        buses.pio.insert(port, 1, Arc::new(Trivial)).expect("a free port");
+    }
+    buses
+        .pio
+        .insert(layout::SLEEP_CONTROL_PORT.into(), power::PORTS, power)
+        .expect("a free port");
+    buses
+        .mmio
+        .insert(ADDRESS, 0x1000, Arc::new(Trivial))
+        .expect("a free address");
+    let lifecycle = Arc::new(Lifecycle::new().expect("an eventfd"));
+    lifecycle.start();
+    let vcpu = Vcpu {
+        index: 0,
+        fd: vcpu,
+        buses: buses.into(),
+        memory,
+        pvm: None,
+        lifecycle: lifecycle.clone(),
+    };
+    let time = microseconds_each(|| vcpu.run());
+    assert_eq!(lifecycle.stop_reason(), Some(Stop::PowerOff));
+    time
+}
+
+fn microseconds_each(run: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    run();
+    start.elapsed().as_secs_f64() * 1e6 / f64::from(EXITS)
+}

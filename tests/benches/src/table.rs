@@ -1,0 +1,90 @@
+//! The table of results, and the statistics in it.
+
+use std::fmt;
+
+/// The middle one of some measurements.
+pub fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}
+
+struct Row {
+    what: &'static str,
+    value: f64,
+    unit: &'static str,
+    floor: Option<f64>,
+    limit: f64,
+}
+
+/// Results, each with the limit that it should keep.
+#[derive(Default)]
+pub struct Table {
+    rows: Vec<Row>,
+    remarks: Vec<String>,
+}
+
+impl Table {
+    /// A result that is judged by its ratio to the floor's.
+    pub fn ratio(&mut self, what: &'static str, value: f64, floor: f64, unit: &'static str, limit: f64) {
+        self.rows.push(Row {
+            what,
+            value,
+            unit,
+            floor: Some(floor),
+            limit,
+        });
+    }
+
+    /// A result that is judged by itself.
+    pub fn absolute(&mut self, what: &'static str, value: f64, unit: &'static str, limit: f64) {
+        self.rows.push(Row {
+            what,
+            value,
+            unit,
+            floor: None,
+            limit,
+        });
+    }
+
+    /// A line below the table.
+    pub fn remark(&mut self, remark: String) {
+        self.remarks.push(remark);
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{:<44} {:>12} {:>12} {:>8} {:>10}",
+            "", "posada", "floor", "ratio", "limit"
+        )?;
+        for row in &self.rows {
+            let value = format!("{:.3} {}", row.value, row.unit);
+            match row.floor {
+                Some(floor) => {
+                    let (floor_text, ratio) = (format!("{floor:.3} {}", row.unit), row.value / floor);
+                    let limit = format!("{} ×", row.limit);
+                    let mark = if ratio <= row.limit { "" } else { "  MISSED" };
+                    writeln!(
+                        f,
+                        "{:<44} {value:>12} {floor_text:>12} {ratio:>8.3} {limit:>10}{mark}",
+                        row.what
+                    )?;
+                }
+                None => {
+                    let limit = format!("{} {}", row.limit, row.unit);
+                    let mark = if row.value <= row.limit { "" } else { "  MISSED" };
+                    writeln!(
+                        f,
+                        "{:<44} {value:>12} {:>12} {:>8} {limit:>10}{mark}",
+                        row.what, "", ""
+                    )?;
+                }
+            }
+        }
+        self.remarks
+            .iter()
+            .try_for_each(|remark| writeln!(f, "\n{remark}"))
+    }
+}

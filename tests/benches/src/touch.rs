@@ -1,0 +1,54 @@
+//! The first touch of guest memory: what the host does to give a guest a page.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use posada_bench::programs::{self, TOUCHED_FROM, TOUCHED_TO};
+use posada_tests::payload;
+
+use crate::table::{Table, median};
+
+const RUNS: usize = 7;
+/// Microseconds.
+const LIMIT: f64 = 0.6;
+
+/// Runs both in turn.
+pub fn measure(posada: &Path, floor: &Path, table: &mut Table) {
+    let kernel = std::env::temp_dir().join(format!("posada-bench-touch-{}.elf", std::process::id()));
+    fs::write(&kernel, payload::elf(programs::touch(), false)).expect("a file for the guest");
+    let (mut posada_runs, mut floor_runs) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        posada_runs.push(first_touch(
+            Command::new(posada).args(["run", "--kernel"]).arg(&kernel),
+        ));
+        floor_runs.push(first_touch(Command::new(floor).arg("touch")));
+    }
+    fs::remove_file(&kernel).expect("the guest's file can be removed");
+    table.absolute("first touch of a 4 KiB page", median(posada_runs), "µs", LIMIT);
+    table.remark(format!(
+        "first touch on the floor, with huge pages: {:.3} µs",
+        median(floor_runs)
+    ));
+}
+
+/// Microseconds for a page: the first pass over them less the second, in which they are there.
+fn first_touch(command: &mut Command) -> f64 {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut output = child.stdout.take().expect("its output is piped");
+    let mut times = [Instant::now(); 3];
+    for time in &mut times {
+        output.read_exact(&mut [0]).expect("the guest says something");
+        *time = Instant::now();
+    }
+    assert!(child.wait().expect("the program ends").success());
+    let (first, second) = (times[1] - times[0], times[2] - times[1]);
+    let pages = ((TOUCHED_TO - TOUCHED_FROM) / 4096) as f64;
+    (first.as_secs_f64() - second.as_secs_f64()) * 1e6 / pages
+}
