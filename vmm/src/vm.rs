@@ -1,8 +1,8 @@
 //! One virtual machine: built from a configuration, then run.
 //!
 //! Building goes step by step: KVM's VM → guest memory → interrupt controllers → devices on buses → kernel and
-//! tables in memory → vCPUs. Memory comes before the interrupt controllers because KVM takes milliseconds to
-//! change memory once they are there.
+//! tables in memory → vCPUs. Memory, and what a host kind needs, come before the interrupt controllers: once
+//! these are there, KVM waits for a grace period, 4 to 20 ms, to change anything.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -58,10 +58,10 @@ impl Vm {
         let fd = create_vm(&kvm)?;
         let memory = memory::map(config.memory())?;
         give_memory(&fd, &memory)?;
-        create_interrupt_controllers(&fd)?;
         if host == HostKind::Pvm {
             pvm::prepare_vm(&fd)?;
         }
+        create_interrupt_controllers(&fd)?;
         let room = eventfd()?;
         let (buses, serial) = place_devices(&fd, &room, console)?;
         let registers = boot::load(config, host, &memory)?;
