@@ -62,8 +62,12 @@ fn restore() {
     }
 }
 
-extern "C" fn on_death(_signal: libc::c_int) {
+extern "C" fn on_death(signal: libc::c_int) {
     restore();
+    // A fault would come again by itself, but not a signal that somebody sent. By now it has its default action, and it
+    // is blocked until this handler returns: then it kills.
+    // SAFETY: raise takes a number and is async-signal-safe.
+    unsafe { libc::raise(signal) };
 }
 
 fn restore_on_death() {
@@ -72,14 +76,14 @@ fn restore_on_death() {
         restore();
         report(info);
     }));
-    // SA_RESETHAND: the handler returns to the faulting instruction, which then kills as it would have.
+    // SA_RESETHAND: the second time the signal kills as it would have. SA_ONSTACK: the fault may be that the stack is full.
     let action = SigAction::new(
         SigHandler::Handler(on_death),
-        SaFlags::SA_RESETHAND,
+        SaFlags::SA_RESETHAND | SaFlags::SA_ONSTACK,
         SigSet::empty(),
     );
     for signal in FATAL {
-        // SAFETY: the handler calls only tcsetattr, which is async-signal-safe, and touches only atomics.
+        // SAFETY: the handler calls only tcsetattr and raise, which are async-signal-safe, and touches only atomics.
         if let Err(error) = unsafe { sigaction(signal, &action) } {
             tracing::debug!("no handler for {signal}: {error}");
         }
