@@ -10,7 +10,7 @@ use vmm_sys_util::tempdir::TempDir;
 
 use crate::ended::Ended;
 use crate::running::Running;
-use crate::terminal::Terminal;
+use crate::terminal::{Settings, Terminal};
 use crate::{images, payload, posada as binary};
 
 /// A guest that has not been started: `Guest::tiny().cpus(2).start()`.
@@ -139,14 +139,15 @@ impl Guest {
         Running::on_pipes(self.command(file.into()), self.files)
     }
 
-    /// Starts it on a pseudo-terminal, in a session of its own.
-    pub fn start_on_terminal(self) -> Running {
+    /// Starts it on a pseudo-terminal, in a session of its own. Returns also how the terminal was set before.
+    pub fn start_on_terminal(self) -> (Running, Settings) {
         need_kvm();
         let terminal = Terminal::open();
+        let before = terminal.settings();
         let mut command = self.command(terminal.stdio());
         command.stdout(terminal.stdio()).stderr(terminal.stdio());
         terminal.control(&mut command);
-        Running::on_terminal(command, terminal, self.files)
+        (Running::on_terminal(command, terminal, self.files), before)
     }
 
     /// Runs it to its end. Without [`input`](Self::input) its standard input is empty.

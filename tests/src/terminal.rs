@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use nix::pty::{Winsize, openpty};
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::termios::{Termios, tcgetattr};
 use nix::unistd::setsid;
 
@@ -14,7 +16,7 @@ use nix::unistd::setsid;
 pub struct Terminal {
     master: File,
     /// The side that programs run on, until one does.
-    slave: Option<OwnedFd>,
+    slave: Option<File>,
 }
 
 /// What can be set on a terminal, comparable.
@@ -23,16 +25,21 @@ pub struct Settings(String);
 
 impl Terminal {
     pub(crate) fn open() -> Self {
-        let size = Winsize {
-            ws_row: 24,
-            ws_col: 80,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let pty = openpty(&size, None).expect("a pseudo-terminal");
+        // Not openpty: what it opens is inherited, and a terminal hangs up only when nobody has its master any more.
+        let master =
+            posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).expect("a pseudo-terminal");
+        grantpt(&master).expect("a pseudo-terminal of one's own");
+        unlockpt(&master).expect("a pseudo-terminal of one's own");
+        let path = ptsname_r(&master).expect("a pseudo-terminal has a name");
+        let slave = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOCTTY)
+            .open(path)
+            .expect("a pseudo-terminal can be opened");
         Self {
-            master: pty.master.into(),
-            slave: Some(pty.slave),
+            master: OwnedFd::from(master).into(),
+            slave: Some(slave),
         }
     }
 

@@ -1,0 +1,148 @@
+//! The tiny Linux guest: booted in each way, its machine as it sees it, and its ways to end.
+
+use std::fs::File;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use posada_tests::{Ended, Guest, images};
+
+const GUEST_CRASHED: i32 = 3;
+const MIB: u64 = 1 << 20;
+
+/// Shell commands that print `cpus=`, `memory=` (in KiB) and `now=` (in seconds since 1970).
+///
+/// What is typed is echoed; the echo has none of these texts followed by a number.
+const DESCRIBE: &str = "\
+    echo cpus=$(nproc)\n\
+    echo memory=$(grep MemTotal /proc/meminfo | tr -dc 0-9)\n\
+    echo now=$(date +%s)\n";
+
+/// The number that the guest printed after `name=`.
+#[track_caller]
+fn number(ended: &Ended, name: &str) -> u64 {
+    let console = ended.console();
+    let texts = console.split(&format!("{name}=")).skip(1);
+    let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
+    let found = texts.map(digits).find(|digits| !digits.is_empty());
+    found
+        .and_then(|digits| digits.parse().ok())
+        .unwrap_or_else(|| panic!("no {name}= and a number"))
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Boots the guest, ends it by `end` and checks that it has these CPUs, this much memory and the right time.
+#[track_caller]
+fn boots(guest: Guest, end: &str, cpus: u64, memory: u64) -> Ended {
+    const CLOCK_TOLERANCE: u64 = 3;
+    let earliest = now();
+    let ended = guest.input(format!("{DESCRIBE}{end}\n")).run().expect_status(0);
+    let latest = now();
+    assert_eq!(number(&ended, "cpus"), cpus);
+    // The kernel keeps its own code and its tables of pages for itself.
+    let total = number(&ended, "memory") << 10;
+    assert!(
+        (memory * 3 / 4..memory).contains(&total),
+        "{total} of {memory} bytes"
+    );
+    let clock = number(&ended, "now");
+    assert!(
+        (earliest - CLOCK_TOLERANCE..=latest + CLOCK_TOLERANCE).contains(&clock),
+        "the guest says {clock}, the host says {earliest} to {latest}"
+    );
+    assert_eq!(ended.messages(), "");
+    ended
+}
+
+#[test]
+fn boots_from_elf_by_pvh_and_powers_off() {
+    let ended = boots(Guest::tiny().boot("pvh"), "poweroff", 1, 128 * MIB);
+    assert!(ended.console().contains("reboot: Power down"));
+}
+
+#[test]
+fn boots_from_elf_by_the_64_bit_protocol_with_two_cpus_and_a_gibibyte_and_reboots() {
+    let guest = Guest::tiny().boot("linux64").cpus(2).memory("1G");
+    let ended = boots(guest, "reboot", 2, 1024 * MIB);
+    assert!(ended.console().contains("reboot: Restarting system"));
+}
+
+#[test]
+fn boots_from_a_bzimage_with_two_cpus() {
+    let guest = Guest::linux(&images::tiny_bzimage(), &images::tiny_initramfs()).cpus(2);
+    boots(guest, "poweroff", 2, 128 * MIB);
+}
+
+#[test]
+fn boots_without_acpi_and_an_orderly_reboot_is_no_crash() {
+    let guest = Guest::tiny().append("acpi=off").cpus(2);
+    let ended = boots(guest, "reboot", 2, 128 * MIB);
+    assert!(ended.console().contains("reboot: Restarting system"));
+}
+
+#[track_caller]
+fn panics(guest: Guest) {
+    let ended = guest
+        .input("echo c > /proc/sysrq-trigger\n")
+        .run()
+        .expect_status(GUEST_CRASHED);
+    assert!(ended.console().contains("Kernel panic"));
+    assert_eq!(ended.messages(), "posada: guest crashed: its kernel panicked\n");
+}
+
+#[test]
+fn a_kernel_panic_is_told_by_pvpanic() {
+    panics(Guest::tiny());
+}
+
+#[test]
+fn a_kernel_panic_without_acpi_hence_without_pvpanic_is_a_crash_all_the_same() {
+    panics(Guest::tiny().append("acpi=off"));
+}
+
+/// `cksum`'s "CRC LENGTH" of these bytes, by the host.
+fn checksum(bytes: &[u8]) -> String {
+    let mut cksum = Command::new("cksum")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("cksum runs");
+    cksum.stdin.take().unwrap().write_all(bytes).unwrap();
+    let output = cksum.wait_with_output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Commands that read `data` into a file up to an end-of-file character, then print its checksum and power off.
+fn script_with(data: &[u8]) -> Vec<u8> {
+    let before = b"stty -echo\ncat > /tmp/received\n";
+    let after = b"\x04echo sum=$(cksum < /tmp/received)\npoweroff\n";
+    [&before[..], data, &after[..]].concat()
+}
+
+fn lines() -> Vec<u8> {
+    (0..4500)
+        .flat_map(|n| format!("line {n:5} abc\n").into_bytes())
+        .collect()
+}
+
+#[test]
+fn piped_input_of_more_than_64_kib_sent_before_the_guest_boots_arrives_whole() {
+    let data = lines();
+    assert!(data.len() > 64 << 10);
+    let ended = Guest::tiny().input(script_with(&data)).run().expect_status(0);
+    let expected = format!("sum={}", checksum(&data));
+    assert!(ended.console().contains(&expected), "not {expected}");
+}
+
+#[test]
+fn input_from_a_file_arrives_whole() {
+    let data = lines();
+    let file = posada_tests::guest::TempFile::new("input", script_with(&data));
+    let guest = Guest::tiny().start_with_input_from(File::open(file.path()).unwrap());
+    let ended = guest.wait().expect_status(0);
+    let expected = format!("sum={}", checksum(&data));
+    assert!(ended.console().contains(&expected), "not {expected}");
+}
