@@ -31,7 +31,7 @@ impl PvmVcpu {
     /// [`syscall_gate`].
     ///
     /// # Errors
-    /// KVM lacks KVM_CAP_SYNC_REGS.
+    /// KVM lacks KVM_CAP_SYNC_REGS or KVM_CAP_XSAVE2.
     pub fn new(vm: &VmFd, vcpu: &mut VcpuFd, stub_page: GuestAddress) -> Result<Self, Error> {
         let wanted = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
         let offered = vm.check_extension_raw(KVM_CAP_SYNC_REGS.into());
@@ -42,11 +42,12 @@ impl PvmVcpu {
         vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
         // The size in bytes of KVM's area, 0 where the extension is unknown (api.rst, KVM_GET_XSAVE2).
         let fixed = size_of::<kvm_xsave>();
-        let size = usize::try_from(vm.check_extension_raw(KVM_CAP_XSAVE2.into()))
-            .unwrap_or(0)
-            .max(fixed);
-        let kvm_xsave =
-            Xsave::new((size - fixed).div_ceil(4)).map_err(|_| Error::Missing("a sane KVM_CAP_XSAVE2"))?;
+        let size = usize::try_from(vm.check_extension_raw(KVM_CAP_XSAVE2.into())).unwrap_or(0);
+        if size < fixed {
+            return Err(Error::Missing("the whole extended state (KVM_CAP_XSAVE2)"));
+        }
+        let kvm_xsave = Xsave::new((size - fixed).div_ceil(4))
+            .map_err(|_| Error::Missing("an XSAVE area of a sane size (KVM_CAP_XSAVE2)"))?;
         Ok(PvmVcpu {
             kvm_xsave,
             image: XsaveImage::new(Layout::of_this_cpu(size)),
@@ -93,7 +94,10 @@ impl PvmVcpu {
             data: value,
             ..Default::default()
         };
-        let msrs = Msrs::from_entries(&[entry]).map_err(|_| Error::Missing("lists of one MSR"))?;
+        let msrs = Msrs::from_entries(&[entry]).map_err(|error| Error::Kvm {
+            what: "set an MSR",
+            source: io::Error::other(error),
+        })?;
         let accepted = vcpu.set_msrs(&msrs).map_err(Error::kvm("set an MSR"))? == 1;
         vcpu.get_kvm_run().__bindgen_anon_1.msr.error = u8::from(!accepted);
         if index == MSR_LSTAR && accepted {

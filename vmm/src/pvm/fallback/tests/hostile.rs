@@ -53,7 +53,7 @@ fn table_entry() -> impl Strategy<Value = u64> {
 const NOT_ADDRESS: u64 = !entry::ADDRESS;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn any_instruction_with_any_registers(
