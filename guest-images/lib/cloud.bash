@@ -35,8 +35,8 @@ make_cloud() {
     local key=$1 package=$2 result=$work/cloud tree=$work/tree
     guest_program guest-init ''
     mkdir "$work/download" "$tree" "$result"
-    step 'cloud kernel download' . download_package "$package" "$work/download"
-    step 'cloud kernel unpacking' . dpkg-deb --extract "$work/download/"*.deb "$tree"
+    step 'cloud kernel download' '' download_package "$package" "$work/download"
+    step 'cloud kernel unpacking' '' dpkg-deb --extract "$work/download/"*.deb "$tree"
     cp "$tree/boot/vmlinuz-"* "$result/vmlinuz"
     cpio_begin "$result/initramfs.cpio"
     base_system

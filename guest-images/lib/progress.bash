@@ -5,13 +5,13 @@ say() {
     printf 'guest-images: %s\n' "$*" >&2
 }
 
-# Runs a command with its output in a log, counting output lines as progress: step LABEL UNIT COMMAND...
-# The unit is an extended regular expression; lines that match it are counted.
+# Runs a command with its output in a log: step LABEL FILE COMMAND...
+# FILE is an extended regular expression for output lines that stand for one more file done, or empty: then only time is shown.
 step() {
-    local label=$1 unit=$2 start=$SECONDS
+    local label=$1 file=$2 start=$SECONDS
     shift 2
     local log=$cache/log/${label// /-}.log
-    if "$@" 2>&1 | show_progress "$label" "$unit" "$log"; then
+    if "$@" 2>&1 | show_progress "$label" "$file" >"$log"; then
         finish_line "$label: done in $((SECONDS - start)) s"
         return
     fi
@@ -20,21 +20,25 @@ step() {
     die "$label failed; the whole log is $log"
 }
 
+# Passes its input on, and shows once a second on a terminal, every half minute elsewhere, how far it has come.
 show_progress() {
-    local label=$1 unit=$2 log=$3 line count=0 start=$SECONDS last=$SECONDS interval=30
+    local label=$1 file=$2 line files=0 count='' start=$SECONDS last=$SECONDS interval=30
     [[ ! -t 2 ]] || interval=1
     while IFS= read -r line; do
         printf '%s\n' "$line"
-        [[ ! $line =~ $unit ]] || count=$((count + 1))
+        if [[ -n $file && $line =~ $file ]]; then
+            files=$((files + 1))
+            count="$files files, "
+        fi
         if ((SECONDS - last >= interval)); then
             last=$SECONDS
             if [[ -t 2 ]]; then
-                printf '\r\e[Kguest-images: %s: %d files, %d s' "$label" "$count" $((SECONDS - start)) >&2
+                printf '\r\e[Kguest-images: %s: %s%d s' "$label" "$count" $((SECONDS - start)) >&2
             else
-                say "$label: $count files, $((SECONDS - start)) s"
+                say "$label: $count$((SECONDS - start)) s"
             fi
         fi
-    done >"$log"
+    done
 }
 
 finish_line() {
