@@ -110,7 +110,7 @@ fn run_guest(run: Run) -> Result<End, Error> {
         what: "copy standard output",
         source,
     })?;
-    let vm = Vm::build(&config, Box::new(output))?.start()?;
+    let vm = Vm::build(&config, Box::new(output))?.start();
     let end = console::attend(&vm)?;
     report(config.name(), &end);
     // Taking the machine apart takes KVM milliseconds; the kernel does it as the process goes.

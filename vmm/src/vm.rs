@@ -4,9 +4,10 @@
 //! tables in memory → vCPUs. Memory, and what a host kind needs, come before the interrupt controllers: once
 //! these are there, KVM waits for a grace period, 4 to 20 ms, to change anything.
 
+use std::arch::x86_64::__cpuid;
 use std::io::Write;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use arch_x86_64::layout;
 use arch_x86_64::registers::Registers;
@@ -24,13 +25,14 @@ use crate::error::{Error, KvmContext};
 use crate::host::{self, HostKind};
 use crate::lifecycle::{Lifecycle, Stop};
 use crate::memory::{self, GuestMemory};
-use crate::pvm::{self, PvmVcpu};
-use crate::vcpu::{self, Buses, Vcpu};
+use crate::pvm;
+use crate::vcpu::{self, Buses, Machine, VcpuThread};
 
-/// A machine that has been built and has not run.
+/// A machine that has been built and has not run. Its vCPUs' threads wait for their start.
 pub struct Vm {
-    fd: VmFd,
-    vcpus: Vec<Vcpu>,
+    vcpus: Vec<VcpuThread>,
+    buses: Arc<Buses>,
+    registers: Registers,
     serial: Arc<SerialPort>,
     room: EventFd,
     lifecycle: Arc<Lifecycle>,
@@ -42,18 +44,17 @@ pub struct RunningVm {
     serial: Arc<SerialPort>,
     room: EventFd,
     lifecycle: Arc<Lifecycle>,
-    /// Closed last: its interrupt controllers serve the vCPUs.
-    _fd: VmFd,
 }
 
 impl Vm {
     /// Builds the machine that `config` describes; what its serial console prints goes to `console`.
+    ///
+    /// The vCPUs are made by their own threads while this one loads the kernel.
     pub fn build(config: &VmConfig, console: Box<dyn Write + Send>) -> Result<Self, Error> {
         config.check()?;
         let kvm = host::open()?;
         let host = choose_host_kind(config);
-        let leaves = vcpu::supported_leaves(&kvm)?;
-        check_memory_fits_cpu(config.memory(), &leaves)?;
+        check_memory_fits_cpu(config.memory())?;
 
         let fd = create_vm(&kvm)?;
         let memory = memory::map(config.memory())?;
@@ -62,82 +63,40 @@ impl Vm {
             pvm::prepare_vm(&fd)?;
         }
         create_interrupt_controllers(&fd)?;
-        let room = eventfd()?;
-        let (buses, serial) = place_devices(&fd, &room, console)?;
-        let registers = boot::load(config, host, &memory)?;
+
         let lifecycle = Arc::new(Lifecycle::new().doing("open an eventfd")?);
-        let mut vm = Self {
-            fd,
-            vcpus: Vec::new(),
-            serial,
-            room,
-            lifecycle,
-        };
-        vm.create_vcpus(
-            config.cpus(),
-            host,
-            &leaves,
-            &registers,
-            &Arc::new(buses),
-            &memory,
-        )?;
-        Ok(vm)
-    }
-
-    fn create_vcpus(
-        &mut self,
-        cpus: u32,
-        host: HostKind,
-        leaves: &[arch_x86_64::cpuid::Leaf],
-        registers: &Registers,
-        buses: &Arc<Buses>,
-        memory: &GuestMemory,
-    ) -> Result<(), Error> {
-        for index in 0..cpus {
-            let mut fd = self.fd.create_vcpu(index.into()).doing("create a vCPU")?;
-            fd.set_cpuid2(&vcpu::cpuid(leaves, index, cpus, host)?)
-                .doing("set a vCPU's CPUID")?;
-            vcpu::set_msrs(&fd)?;
-            // The others wait for the guest's INIT and SIPI, which set their registers.
-            if index == 0 {
-                vcpu::set_boot_state(&fd, registers)?;
-            }
-            let pvm = match host {
-                HostKind::Hardware => None,
-                HostKind::Pvm => Some(PvmVcpu::new(&self.fd, &mut fd, layout::PVM_STUB)?),
-            };
-            let (buses, memory) = (buses.clone(), memory.clone());
-            self.vcpus.push(Vcpu {
-                index,
-                fd,
-                buses,
-                memory,
-                pvm,
-                lifecycle: self.lifecycle.clone(),
-            });
-        }
-        Ok(())
-    }
-
-    /// Lets the vCPUs run, each on a thread of its own.
-    pub fn start(self) -> Result<RunningVm, Error> {
+        let machine = Arc::new(Machine::new(kvm, fd, memory, host, config.cpus()));
         vcpu::install_kick_handler()
             .map_err(std::io::Error::from)
             .doing("install a signal handler")?;
+        let vcpus = (0..config.cpus())
+            .map(|index| VcpuThread::spawn(index, machine.clone(), lifecycle.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+
+        let room = eventfd()?;
+        let (buses, serial) = place_devices(machine.fd(), &room, console)?;
+        let registers = boot::load(config, host, machine.memory())?;
+        vcpus.iter().try_for_each(VcpuThread::wait_until_ready)?;
+        Ok(Self {
+            vcpus,
+            buses: buses.into(),
+            registers,
+            serial,
+            room,
+            lifecycle,
+        })
+    }
+
+    /// Lets the vCPUs run.
+    pub fn start(self) -> RunningVm {
         self.lifecycle.start();
-        let mut running = RunningVm {
-            threads: Vec::new(),
+        let start = |vcpu: VcpuThread| vcpu.start(self.buses.clone(), self.registers);
+        RunningVm {
+            threads: self.vcpus.into_iter().map(start).collect(),
             serial: self.serial,
             room: self.room,
             lifecycle: self.lifecycle,
-            _fd: self.fd,
-        };
-        for vcpu in self.vcpus {
-            let name = format!("vcpu{}", vcpu.index);
-            let thread = thread::Builder::new().name(name).spawn(move || vcpu.run());
-            running.threads.push(thread.doing("start a vCPU's thread")?);
         }
-        Ok(running)
     }
 }
 
@@ -184,17 +143,22 @@ fn choose_host_kind(config: &VmConfig) -> HostKind {
     kind
 }
 
-/// Leaf 0x8000_0008, EAX bits 0 to 7: physical address bits (Intel SDM Vol 2, CPUID). A CPU without it has 36.
-fn check_memory_fits_cpu(wanted: ByteSize, leaves: &[arch_x86_64::cpuid::Leaf]) -> Result<(), Error> {
-    let bits = leaves
-        .iter()
-        .find(|leaf| leaf.function == 0x8000_0008)
-        .map_or(36, |leaf| leaf.eax as u8);
-    let max = ByteSize(layout::max_memory(bits));
+fn check_memory_fits_cpu(wanted: ByteSize) -> Result<(), Error> {
+    let max = ByteSize(layout::max_memory(physical_address_bits()));
     if wanted > max {
         Err(Error::MemoryBeyondCpu { wanted, max })
     } else {
         Ok(())
+    }
+}
+
+/// Leaf 0x8000_0008, EAX bits 0 to 7 (Intel SDM Vol 2, CPUID). A CPU without that leaf has 36.
+fn physical_address_bits() -> u8 {
+    const LEAF: u32 = 0x8000_0008;
+    if __cpuid(LEAF & 1 << 31).eax < LEAF {
+        36
+    } else {
+        __cpuid(LEAF).eax as u8
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod exit;
 mod kick;
 mod setup;
+mod thread;
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use tracing::debug;
 
 pub use exit::{Buses, Crash};
 pub use kick::{install as install_kick_handler, kick};
-pub use setup::{cpuid, set_boot_state, set_msrs, supported_leaves};
+pub use thread::{Machine, VcpuThread};
 
 use crate::lifecycle::{Lifecycle, Stop};
 use crate::memory::GuestMemory;
