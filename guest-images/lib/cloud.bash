@@ -1,8 +1,8 @@
 # Debian's stock cloud kernel as shipped, and an initramfs with our init and the virtio modules that this kernel does not have built in.
 # shellcheck shell=bash disable=SC2154 # $images, $cache and $work are those of guest-images/build
 
-# What init loads, in this order; what each needs goes before it. ext4 asks for crc32c by an alias, which only modprobe could resolve.
-cloud_modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng vmw_vsock_virtio_transport crc32c_generic ext4)
+# What init loads, in this order; what each needs goes before it. ext4 is in the list in case a later kernel has it as a module.
+cloud_modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng vmw_vsock_virtio_transport ext4)
 
 build_cloud() {
     local package key

@@ -5,33 +5,36 @@ use core::ffi::CStr;
 use guest_init::parse;
 
 use crate::syscall::{self, Access, CRTSCTS, Fd};
-use crate::{STDERR, STDIN, STDOUT, complain};
+use crate::{STDIN, complain};
 
-/// Replaces `/dev/console`, which the kernel opened for us and which cannot be a controlling terminal, by the device behind it.
-pub fn open() {
+/// The terminal device behind `/dev/console`, which itself cannot be a controlling terminal. If it cannot be opened, the console
+/// itself has to do.
+///
+/// Init keeps writing to the console: its descriptors survive the hang-up of the terminal when the console program's session ends.
+pub fn open() -> Fd {
     let mut buffer = [0; 64];
     let active = syscall::read_file(c"/sys/class/tty/console/active", &mut buffer).unwrap_or_default();
-    let name = parse::console(active).unwrap_or(b"console");
-    let mut path = *b"/dev/\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let Some(name) = parse::console(active) else {
+        return STDIN;
+    };
+    let mut path = *b"/dev/\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
     for (to, from) in path.iter_mut().skip(5).take(19).zip(name) {
         *to = *from;
     }
-    let opened = CStr::from_bytes_until_nul(&path).map(|path| syscall::open(path, Access::Terminal));
-    let fd = match opened {
-        Ok(Ok(fd)) => fd,
-        Ok(Err(error)) => return complain(b"open the console", name, error),
-        Err(_) => return,
+    let Ok(path) = CStr::from_bytes_until_nul(&path) else {
+        return STDIN;
     };
-    if name.starts_with(b"ttyS") {
-        set_flow_control(fd, name);
-    }
-    for standard in [STDIN, STDOUT, STDERR] {
-        if let Err(error) = syscall::duplicate(fd, standard) {
-            complain(b"use the console", name, error);
+    match syscall::open(path, Access::Terminal) {
+        Ok(fd) => {
+            if name.starts_with(b"ttyS") {
+                set_flow_control(fd, name);
+            }
+            fd
         }
-    }
-    if fd.0 > STDERR.0 {
-        syscall::close(fd);
+        Err(error) => {
+            complain(b"open the console", name, error);
+            STDIN
+        }
     }
 }
 

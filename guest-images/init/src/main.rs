@@ -57,12 +57,12 @@ extern "C" fn main() -> ! {
         complain(b"set the host name", b"posada", error);
     }
     load_modules();
-    console::open();
+    let console = console::open();
 
     let mut buffer = [0; 2048]; // COMMAND_LINE_SIZE on x86 (Linux, arch/x86/include/asm/setup.h)
     let cmdline = syscall::read_file(c"/proc/cmdline", &mut buffer).unwrap_or_default();
     let program = parse::option(cmdline, b"posada.init");
-    let end = match start(program) {
+    let end = match start(program, console) {
         Ok(pid) => supervise(pid, program),
         Err(error) => {
             complain(b"start a process for", program.unwrap_or(b"the shell"), error);
@@ -116,31 +116,33 @@ fn load_modules() {
     }
 }
 
-/// The console program: `program`, or a shell.
-fn start(program: Option<&[u8]>) -> syscall::Result<Pid> {
+/// Starts the console program, `program` or a shell, on the terminal `console`.
+fn start(program: Option<&[u8]>, console: Fd) -> syscall::Result<Pid> {
     syscall::hold_signals(&SIGNALS)?;
     let mut path = [0; 256];
-    syscall::spawn(&match program {
-        Some(program) => ConsoleProgram {
-            path: terminated(program, &mut path)?,
-            name: None,
-        },
+    let (path, name) = match program {
+        Some(program) => (terminated(program, &mut path)?, None),
         // The leading dash makes it a login shell.
-        None => ConsoleProgram {
-            path: c"/bin/busybox",
-            name: Some(c"-sh"),
-        },
-    })
+        None => (c"/bin/busybox", Some(c"-sh")),
+    };
+    syscall::spawn(&ConsoleProgram { path, name, console })
 }
 
-/// A program that has the console to itself, and the name by which it shall know itself if that is not its path.
+/// A program that has the console to itself.
 struct ConsoleProgram<'a> {
     path: &'a CStr,
+    /// The name by which it shall know itself, if that is not its path.
     name: Option<&'a CStr>,
+    console: Fd,
 }
 
 impl Child for ConsoleProgram<'_> {
     fn run(&self) -> ! {
+        for standard in [STDIN, STDOUT, STDERR] {
+            if let Err(error) = syscall::duplicate(self.console, standard) {
+                complain(b"use the console for", self.path.to_bytes(), error);
+            }
+        }
         // Without a controlling terminal there is no job control, and still a shell.
         let _ = syscall::take_terminal(STDIN);
         let _ = syscall::change_directory(c"/root");

@@ -175,8 +175,8 @@ pub fn write(fd: Fd, mut bytes: &[u8]) {
 pub enum Access {
     /// `O_RDONLY | O_CLOEXEC`
     Read = 0o2_000_000,
-    /// `O_RDWR | O_NOCTTY`
-    Terminal = 0o402,
+    /// `O_RDWR | O_NOCTTY | O_CLOEXEC`
+    Terminal = 0o2_000_402,
 }
 
 /// open(2).
