@@ -26,7 +26,7 @@ use crate::host::{self, HostKind};
 use crate::lifecycle::{Lifecycle, Stop};
 use crate::memory::{self, GuestMemory};
 use crate::pvm;
-use crate::vcpu::{self, Buses, Machine, VcpuThread};
+use crate::vcpu::{self, Buses, Host, Machine, VcpuThread};
 
 /// A machine that has been built and has not run. Its vCPUs' threads wait for their start.
 pub struct Vm {
@@ -49,33 +49,27 @@ pub struct RunningVm {
 impl Vm {
     /// Builds the machine that `config` describes; what its serial console prints goes to `console`.
     ///
-    /// The vCPUs are made by their own threads while this one loads the kernel.
+    /// The vCPUs are made by their own threads while this one does the rest.
     pub fn build(config: &VmConfig, console: Box<dyn Write + Send>) -> Result<Self, Error> {
         config.check()?;
         let kvm = host::open()?;
-        let host = choose_host_kind(config);
+        let kind = choose_host_kind(config);
         check_memory_fits_cpu(config.memory())?;
-
-        let fd = create_vm(&kvm)?;
-        let memory = memory::map(config.memory())?;
-        give_memory(&fd, &memory)?;
-        if host == HostKind::Pvm {
-            pvm::prepare_vm(&fd)?;
-        }
-        create_interrupt_controllers(&fd)?;
-
-        let lifecycle = Arc::new(Lifecycle::new().doing("open an eventfd")?);
-        let machine = Arc::new(Machine::new(kvm, fd, memory, host, config.cpus()));
         vcpu::install_kick_handler()
             .map_err(std::io::Error::from)
             .doing("install a signal handler")?;
+        let host = Arc::new(Host::new(kvm, kind, config.cpus()));
         let vcpus = (0..config.cpus())
-            .map(|index| VcpuThread::spawn(index, machine.clone(), lifecycle.clone()))
+            .map(|index| VcpuThread::spawn(index, host.clone()))
             .collect::<Result<Vec<_>, _>>()?;
 
+        let machine = Arc::new(create_machine(&host, config.memory())?);
+        vcpus.iter().for_each(|vcpu| vcpu.make(machine.clone()));
+
+        let lifecycle = Arc::new(Lifecycle::new().doing("open an eventfd")?);
         let room = eventfd()?;
-        let (buses, serial) = place_devices(machine.fd(), &room, console)?;
-        let registers = boot::load(config, host, machine.memory())?;
+        let (buses, serial) = place_devices(&machine.fd, &room, console)?;
+        let registers = boot::load(config, kind, &machine.memory)?;
         vcpus.iter().try_for_each(VcpuThread::wait_until_ready)?;
         Ok(Self {
             vcpus,
@@ -90,7 +84,7 @@ impl Vm {
     /// Lets the vCPUs run.
     pub fn start(self) -> RunningVm {
         self.lifecycle.start();
-        let start = |vcpu: VcpuThread| vcpu.start(self.buses.clone(), self.registers);
+        let start = |vcpu: VcpuThread| vcpu.start(self.buses.clone(), self.registers, self.lifecycle.clone());
         RunningVm {
             threads: self.vcpus.into_iter().map(start).collect(),
             serial: self.serial,
@@ -160,6 +154,17 @@ fn physical_address_bits() -> u8 {
     } else {
         __cpuid(LEAF).eax as u8
     }
+}
+
+fn create_machine(host: &Host, memory: ByteSize) -> Result<Machine, Error> {
+    let fd = create_vm(&host.kvm)?;
+    let memory = memory::map(memory)?;
+    give_memory(&fd, &memory)?;
+    if host.kind == HostKind::Pvm {
+        pvm::prepare_vm(&fd)?;
+    }
+    create_interrupt_controllers(&fd)?;
+    Ok(Machine { fd, memory })
 }
 
 fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {

@@ -13,7 +13,7 @@ use tracing::debug;
 
 pub use exit::{Buses, Crash};
 pub use kick::{install as install_kick_handler, kick};
-pub use thread::{Machine, VcpuThread};
+pub use thread::{Host, Machine, VcpuThread};
 
 use crate::lifecycle::{Lifecycle, Stop};
 use crate::memory::GuestMemory;

@@ -1,7 +1,7 @@
 //! A vCPU's thread: makes its vCPU while the machine is still being built, waits, and runs it.
 //!
-//! What KVM takes for a vCPU, a third of a millisecond, so passes beside the loading of the kernel, and beside
-//! that for the other vCPUs.
+//! What KVM takes for a vCPU, half a millisecond, so passes beside the building of the machine and the loading
+//! of the kernel, and beside that for the other vCPUs.
 
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use arch_x86_64::cpuid::Leaf;
 use arch_x86_64::layout;
 use arch_x86_64::registers::Registers;
+use kvm_bindings::CpuId;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::{Buses, Vcpu, setup};
@@ -19,38 +20,27 @@ use crate::lifecycle::{Lifecycle, Stop};
 use crate::memory::GuestMemory;
 use crate::pvm::PvmVcpu;
 
-/// What all vCPUs of a machine are made from.
-pub struct Machine {
-    kvm: Kvm,
-    fd: VmFd,
-    memory: GuestMemory,
-    host: HostKind,
-    cpus: u32,
-    /// What KVM can show of the host's CPU: read by the first vCPU for all.
+/// What vCPUs are made from before there is a machine: the host.
+pub struct Host {
+    /// The host's KVM.
+    pub kvm: Kvm,
+    /// What runs the guest's kernel code.
+    pub kind: HostKind,
+    /// Number of vCPUs that there will be.
+    pub cpus: u32,
+    /// What KVM can show of the host's CPU. Reading it is slow, so one thread does it for all.
     leaves: OnceLock<Vec<Leaf>>,
 }
 
-impl Machine {
-    /// A machine of `cpus` vCPUs with its memory and interrupt controllers in place.
-    pub fn new(kvm: Kvm, fd: VmFd, memory: GuestMemory, host: HostKind, cpus: u32) -> Self {
+impl Host {
+    /// A host on which a machine of `cpus` vCPUs is to be made.
+    pub fn new(kvm: Kvm, kind: HostKind, cpus: u32) -> Self {
         Self {
             kvm,
-            fd,
-            memory,
-            host,
+            kind,
             cpus,
             leaves: OnceLock::new(),
         }
-    }
-
-    /// KVM's side of the machine.
-    pub fn fd(&self) -> &VmFd {
-        &self.fd
-    }
-
-    /// The guest's memory.
-    pub fn memory(&self) -> &GuestMemory {
-        &self.memory
     }
 
     fn leaves(&self) -> Result<&[Leaf], Error> {
@@ -60,75 +50,98 @@ impl Machine {
         let leaves = setup::supported_leaves(&self.kvm)?;
         Ok(self.leaves.get_or_init(|| leaves))
     }
+}
 
-    fn create_vcpu(&self, index: u32) -> Result<(VcpuFd, Option<PvmVcpu>), Error> {
-        let cpuid = setup::cpuid(self.leaves()?, index, self.cpus, self.host)?;
-        let mut fd = self.fd.create_vcpu(index.into()).doing("create a vCPU")?;
-        fd.set_cpuid2(&cpuid).doing("set a vCPU's CPUID")?;
-        setup::set_msrs(&fd)?;
-        let pvm = match self.host {
-            HostKind::Hardware => None,
-            HostKind::Pvm => Some(PvmVcpu::new(&self.fd, &mut fd, layout::PVM_STUB)?),
-        };
-        Ok((fd, pvm))
-    }
+/// A machine with its memory and interrupt controllers in place.
+pub struct Machine {
+    /// KVM's side of it.
+    pub fd: VmFd,
+    /// The guest's memory.
+    pub memory: GuestMemory,
 }
 
 /// What a vCPU still needs when the machine is complete.
 struct Start {
     buses: Arc<Buses>,
     registers: Registers,
+    lifecycle: Arc<Lifecycle>,
 }
 
-/// The thread of a vCPU that has not run.
+/// The thread of a vCPU that has not run. Dropping it ends the thread.
 pub struct VcpuThread {
     thread: JoinHandle<()>,
+    machine: Sender<Arc<Machine>>,
     ready: Receiver<Result<(), Error>>,
     start: Sender<Start>,
 }
 
 impl VcpuThread {
-    /// Starts the thread, which makes the vCPU at once.
-    pub fn spawn(index: u32, machine: Arc<Machine>, lifecycle: Arc<Lifecycle>) -> Result<Self, Error> {
+    /// Starts the thread of vCPU `index`, which finds out what it can about the host.
+    pub fn spawn(index: u32, host: Arc<Host>) -> Result<Self, Error> {
+        let (machine, machine_receiver) = mpsc::channel();
         let (ready_sender, ready) = mpsc::channel();
         let (start, start_receiver) = mpsc::channel();
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
-            .spawn(move || live(index, &machine, lifecycle, &ready_sender, &start_receiver))
+            .spawn(move || live(index, &host, &machine_receiver, &ready_sender, &start_receiver))
             .doing("start a vCPU's thread")?;
-        Ok(Self { thread, ready, start })
+        Ok(Self {
+            thread,
+            machine,
+            ready,
+            start,
+        })
+    }
+
+    // A thread whose channels are closed has failed, which `wait_until_ready` tells, or has panicked, which ends
+    // the process; so what cannot be sent to it need not be.
+
+    /// Lets the thread make its vCPU.
+    pub fn make(&self, machine: Arc<Machine>) {
+        let _ = self.machine.send(machine);
     }
 
     /// Waits until the vCPU has been made. To be called once.
     pub fn wait_until_ready(&self) -> Result<(), Error> {
-        // A thread that has gone without a word has panicked, which ends the process.
         self.ready.recv().unwrap_or(Ok(()))
     }
 
     /// Lets the vCPU run; the first of them starts with `registers`.
-    pub fn start(self, buses: Arc<Buses>, registers: Registers) -> JoinHandle<()> {
-        // As above.
-        let _ = self.start.send(Start { buses, registers });
+    pub fn start(self, buses: Arc<Buses>, registers: Registers, lifecycle: Arc<Lifecycle>) -> JoinHandle<()> {
+        let _ = self.start.send(Start {
+            buses,
+            registers,
+            lifecycle,
+        });
         self.thread
     }
 }
 
-/// What the thread does. When the machine is given up before its start, the channels close and it ends.
+/// What the thread does. When the machine is given up before its start, a channel closes and it ends.
 fn live(
     index: u32,
-    machine: &Machine,
-    lifecycle: Arc<Lifecycle>,
+    host: &Host,
+    machine: &Receiver<Arc<Machine>>,
     ready: &Sender<Result<(), Error>>,
     start: &Receiver<Start>,
 ) {
-    let (fd, pvm) = match machine.create_vcpu(index) {
+    let cpuid = host
+        .leaves()
+        .and_then(|leaves| setup::cpuid(leaves, index, host.cpus, host.kind));
+    let Ok(machine) = machine.recv() else { return };
+    let (fd, pvm) = match cpuid.and_then(|cpuid| create_vcpu(&machine, index, &cpuid, host.kind)) {
         Ok(made) => made,
         Err(error) => return drop(ready.send(Err(error))),
     };
     if ready.send(Ok(())).is_err() {
         return;
     }
-    let Ok(Start { buses, registers }) = start.recv() else {
+    let Ok(Start {
+        buses,
+        registers,
+        lifecycle,
+    }) = start.recv()
+    else {
         return;
     };
     // The others wait for the guest's INIT and SIPI, which set their registers.
@@ -137,7 +150,7 @@ fn live(
     {
         return lifecycle.stop(Stop::Crash(format!("vCPU 0: {error}")));
     }
-    let memory = machine.memory().clone();
+    let memory = machine.memory.clone();
     Vcpu {
         index,
         fd,
@@ -147,4 +160,20 @@ fn live(
         lifecycle,
     }
     .run();
+}
+
+fn create_vcpu(
+    machine: &Machine,
+    index: u32,
+    cpuid: &CpuId,
+    host: HostKind,
+) -> Result<(VcpuFd, Option<PvmVcpu>), Error> {
+    let mut fd = machine.fd.create_vcpu(index.into()).doing("create a vCPU")?;
+    fd.set_cpuid2(cpuid).doing("set a vCPU's CPUID")?;
+    setup::set_msrs(&fd)?;
+    let pvm = match host {
+        HostKind::Hardware => None,
+        HostKind::Pvm => Some(PvmVcpu::new(&machine.fd, &mut fd, layout::PVM_STUB)?),
+    };
+    Ok((fd, pvm))
 }
