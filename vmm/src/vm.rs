@@ -1,8 +1,8 @@
 //! One virtual machine: built from a configuration, then run.
 //!
-//! Building goes step by step: KVM's VM → guest memory → interrupt controllers → devices on buses → kernel and
-//! tables in memory → vCPUs. Memory, and what a host kind needs, come before the interrupt controllers: once
-//! these are there, KVM waits for a grace period, 4 to 20 ms, to change anything.
+//! Building goes step by step: KVM's VM → what the host kind needs → guest memory → interrupt controllers →
+//! devices on buses → kernel and tables in memory → vCPUs. The order of the first ones is that in which KVM does
+//! not wait for a grace period, of up to 20 ms, between them (docs/decisions.md).
 
 use std::arch::x86_64::__cpuid;
 use std::io::Write;
@@ -158,11 +158,11 @@ fn physical_address_bits() -> u8 {
 
 fn create_machine(host: &Host, memory: ByteSize) -> Result<Machine, Error> {
     let fd = create_vm(&host.kvm)?;
-    let memory = memory::map(memory)?;
-    give_memory(&fd, &memory)?;
     if host.kind == HostKind::Pvm {
         pvm::prepare_vm(&fd)?;
     }
+    let memory = memory::map(memory)?;
+    give_memory(&fd, &memory)?;
     create_interrupt_controllers(&fd)?;
     Ok(Machine { fd, memory })
 }

@@ -34,7 +34,8 @@ pub struct BareVm {
     pub vcpu: VcpuFd,
     /// Its memory.
     pub memory: GuestMemoryMmap<()>,
-    _vm: VmFd,
+    /// KVM's side of it.
+    pub vm: VmFd,
 }
 
 impl BareVm {
@@ -73,11 +74,7 @@ impl BareVm {
             .expect("the program fits");
         write_page_tables(&memory);
         enter_long_mode(&vcpu);
-        Self {
-            vcpu,
-            memory,
-            _vm: vm,
-        }
+        Self { vcpu, memory, vm }
     }
 
     /// Runs the guest until it switches off; its serial output goes to `output`.

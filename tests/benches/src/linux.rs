@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
+use crate::posada;
 use crate::table::Table;
 
 /// Seconds.
@@ -28,9 +28,9 @@ struct Line {
 }
 
 /// Boots the guest once; a boot takes seconds, so the scatter of one is small beside it.
-pub fn measure(posada: &Path, table: &mut Table) {
+pub fn measure(table: &mut Table) {
     let start = Instant::now();
-    let mut child = Command::new(posada)
+    let mut child = Command::new(posada())
         .arg("run")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

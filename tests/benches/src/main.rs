@@ -10,15 +10,48 @@ use std::path::PathBuf;
 
 use table::Table;
 
+/// Measures something and puts it into the table.
+type Measurement = fn(&mut Table);
+
+/// The measurements, each by the name that selects it.
+const MEASUREMENTS: [(&str, Measurement); 5] = [
+    ("start", start::measure),
+    ("exits", exits::measure),
+    ("touch", touch::measure),
+    ("size", size),
+    ("linux", linux::measure),
+];
+
 fn main() {
-    let posada = beside_this("posada");
+    let selected: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(unknown) = selected
+        .iter()
+        .find(|name| !MEASUREMENTS.iter().any(|(known, _)| known == name))
+    {
+        let names = MEASUREMENTS.map(|(name, _)| name).join(" ");
+        eprintln!(
+            "posada-bench: there is no measurement '{unknown}'; name some of: {names}, or none for all"
+        );
+        std::process::exit(2);
+    }
     let mut table = Table::default();
-    start::measure(&posada, &beside_this("floor"), &mut table);
-    exits::measure(&mut table);
-    touch::measure(&posada, &beside_this("floor"), &mut table);
-    size(&posada, &mut table);
-    linux::measure(&posada, &mut table);
+    for (name, measure) in MEASUREMENTS {
+        if selected.is_empty() || selected.iter().any(|other| other == name) {
+            eprintln!("measuring: {name}");
+            measure(&mut table);
+        }
+    }
     print!("{table}");
+}
+
+/// The command that is measured.
+fn posada() -> PathBuf {
+    beside_this("posada")
+}
+
+/// The program that makes only the ioctls.
+fn floor() -> PathBuf {
+    beside_this("floor")
 }
 
 /// A program that cargo built with this one.
@@ -29,8 +62,8 @@ fn beside_this(name: &str) -> PathBuf {
     path
 }
 
-fn size(posada: &std::path::Path, table: &mut Table) {
-    let bytes = posada.metadata().expect("the size of posada").len();
+fn size(table: &mut Table) {
+    let bytes = posada().metadata().expect("the size of posada").len();
     table.absolute(
         "release binary, stripped",
         bytes as f64 / (1 << 20) as f64,

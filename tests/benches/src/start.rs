@@ -2,36 +2,30 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use posada_tests::payload;
 
-use crate::table::{Table, median};
+use crate::table::Table;
+use crate::{floor, posada};
 
 const RUNS: usize = 40;
 const LIMIT: f64 = 1.2;
 
 /// Runs both in turn, so that a change in the machine's speed meets both.
-pub fn measure(posada: &Path, floor: &Path, table: &mut Table) {
+pub fn measure(table: &mut Table) {
+    let (posada, floor) = (posada(), floor());
     let kernel = std::env::temp_dir().join(format!("posada-bench-{}.elf", std::process::id()));
     fs::write(&kernel, payload::elf(payload::hello(), false)).expect("a file for the guest");
-    let (mut posada_runs, mut floor_runs) = (Vec::new(), Vec::new());
-    for _ in 0..RUNS {
-        posada_runs.push(first_output(
-            Command::new(posada).args(["run", "--kernel"]).arg(&kernel),
-        ));
-        floor_runs.push(first_output(Command::new(floor).arg("hello")));
-    }
+    let pairs: Vec<_> = (0..RUNS)
+        .map(|_| {
+            let by_posada = first_output(Command::new(&posada).args(["run", "--kernel"]).arg(&kernel));
+            (by_posada, first_output(Command::new(&floor).arg("hello")))
+        })
+        .collect();
     fs::remove_file(&kernel).expect("the guest's file can be removed");
-    table.ratio(
-        "start → first output, 128 MiB",
-        median(posada_runs),
-        median(floor_runs),
-        "ms",
-        LIMIT,
-    );
+    table.ratio("start → first output, 128 MiB", &pairs, "ms", LIMIT);
 }
 
 /// Milliseconds until the first byte.

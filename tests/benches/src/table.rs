@@ -12,7 +12,8 @@ struct Row {
     what: &'static str,
     value: f64,
     unit: &'static str,
-    floor: Option<f64>,
+    /// The floor's value, and the ratio to it.
+    floor: Option<(f64, f64)>,
     limit: f64,
 }
 
@@ -24,13 +25,20 @@ pub struct Table {
 }
 
 impl Table {
-    /// A result that is judged by its ratio to the floor's.
-    pub fn ratio(&mut self, what: &'static str, value: f64, floor: f64, unit: &'static str, limit: f64) {
+    /// A result that is judged by its ratio to the floor's. Each pair is posada's and the floor's measurement, one
+    /// right after the other: the machine's speed drifts, and the middle one of the pairs' ratios drifts least.
+    pub fn ratio(&mut self, what: &'static str, pairs: &[(f64, f64)], unit: &'static str, limit: f64) {
+        let middle = |of: fn(&(f64, f64)) -> f64| median(pairs.iter().map(of).collect());
+        let (value, floor, ratio) = (
+            middle(|pair| pair.0),
+            middle(|pair| pair.1),
+            middle(|pair| pair.0 / pair.1),
+        );
         self.rows.push(Row {
             what,
             value,
             unit,
-            floor: Some(floor),
+            floor: Some((floor, ratio)),
             limit,
         });
     }
@@ -62,8 +70,8 @@ impl fmt::Display for Table {
         for row in &self.rows {
             let value = format!("{:.3} {}", row.value, row.unit);
             match row.floor {
-                Some(floor) => {
-                    let (floor_text, ratio) = (format!("{floor:.3} {}", row.unit), row.value / floor);
+                Some((floor, ratio)) => {
+                    let floor_text = format!("{floor:.3} {}", row.unit);
                     let limit = format!("{} ×", row.limit);
                     let mark = if ratio <= row.limit { "" } else { "  MISSED" };
                     writeln!(

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -10,21 +9,23 @@ use posada_bench::programs::{self, TOUCHED_FROM, TOUCHED_TO};
 use posada_tests::payload;
 
 use crate::table::{Table, median};
+use crate::{floor, posada};
 
 const RUNS: usize = 7;
 /// Microseconds.
 const LIMIT: f64 = 0.6;
 
 /// Runs both in turn.
-pub fn measure(posada: &Path, floor: &Path, table: &mut Table) {
+pub fn measure(table: &mut Table) {
+    let (posada, floor) = (posada(), floor());
     let kernel = std::env::temp_dir().join(format!("posada-bench-touch-{}.elf", std::process::id()));
     fs::write(&kernel, payload::elf(programs::touch(), false)).expect("a file for the guest");
     let (mut posada_runs, mut floor_runs) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         posada_runs.push(first_touch(
-            Command::new(posada).args(["run", "--kernel"]).arg(&kernel),
+            Command::new(&posada).args(["run", "--kernel"]).arg(&kernel),
         ));
-        floor_runs.push(first_touch(Command::new(floor).arg("touch")));
+        floor_runs.push(first_touch(Command::new(&floor).arg("touch")));
     }
     fs::remove_file(&kernel).expect("the guest's file can be removed");
     table.absolute("first touch of a 4 KiB page", median(posada_runs), "µs", LIMIT);

@@ -24,6 +24,8 @@ use kick::Kickable;
 /// Spurious-interrupt vector register of the local APIC (Intel SDM Vol 3 §12.9), and its enable bit.
 const APIC_SPIV: usize = 0xf0;
 const APIC_SPIV_ENABLED: u8 = 1 << 0;
+/// Logical destination register (Intel SDM Vol 3 §12.6.2.2), 0 after a reset.
+const APIC_LDR: usize = 0xd0;
 /// The vector that Linux uses for as long as it runs.
 const LINUX_SPURIOUS_VECTOR: u8 = 0xff;
 
@@ -107,13 +109,15 @@ impl Vcpu {
 
     /// Whether the reset is that of a panic.
     ///
-    /// An orderly reboot of Linux shuts the local APIC down and leaves it in virtual wire mode, with another
-    /// spurious vector; a panic resets from the midst of things. So a guest without pvpanic is told apart too.
+    /// An orderly reboot of Linux leaves the local APIC in virtual wire mode, with another spurious vector. A panic leaves
+    /// Linux's own vector there, with the APIC disabled by a kernel built for SMP, enabled by others. So a guest without
+    /// pvpanic is told apart too. A reset leaves that vector as well, but no logical destination.
     fn resets_in_emergency(&self) -> bool {
         match self.fd.get_lapic() {
             Ok(apic) => {
                 let [vector, flags] = [apic.regs[APIC_SPIV], apic.regs[APIC_SPIV + 1]].map(|byte| byte as u8);
-                vector == LINUX_SPURIOUS_VECTOR && flags & APIC_SPIV_ENABLED != 0
+                let was_set_up = apic.regs[APIC_LDR..APIC_LDR + 4].iter().any(|byte| *byte != 0);
+                vector == LINUX_SPURIOUS_VECTOR && (flags & APIC_SPIV_ENABLED != 0 || was_set_up)
             }
             Err(error) => {
                 debug!("cannot read the local APIC of vCPU {}: {error}", self.index);
