@@ -11,6 +11,9 @@ use kvm_bindings::{
     KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_WRMSR, KVM_INTERNAL_ERROR_EMULATION, kvm_run,
 };
 use kvm_ioctls::VcpuFd;
+use libc::c_ulong;
+use vmm_sys_util::errno;
+use vmm_sys_util::ioctl::ioctl;
 
 /// The two address spaces that devices live in.
 #[derive(Default)]
@@ -108,14 +111,20 @@ pub enum Next {
     Crash(Crash),
 }
 
+/// `_IO(KVMIO, 0x80)` (Linux, include/uapi/linux/kvm.h).
+const KVM_RUN: c_ulong = 0xae80;
+
 /// Runs the guest until its next exit.
 ///
-/// kvm-ioctls decodes the exit too, but of a `rep outs` it tells only how many bytes there are, not how wide
-/// each value is; so the kernel's own record is read here.
+/// kvm-ioctls has this too, but of a `rep outs` it tells only how many bytes there are, not how wide each value
+/// is; so the kernel's own record is read here, and read once.
 #[inline]
 pub fn enter(vcpu: &mut VcpuFd) -> Exit<'_> {
-    if let Err(error) = vcpu.run().map(drop) {
-        return match error.errno() {
+    // SAFETY: the descriptor is a vCPU's. KVM_RUN takes no argument, and writes to kvm_run, which the vCPU has
+    // mapped and to which `&mut` says that there is no other reference, and to the guest's memory, which is not
+    // Rust's.
+    if unsafe { ioctl(vcpu, KVM_RUN) } != 0 {
+        return match errno::Error::last().errno() {
             // EAGAIN: the vCPU has not been started by another one yet.
             libc::EINTR | libc::EAGAIN => Exit::Interrupted,
             errno => Exit::Crashed(Crash::Run(errno)),
