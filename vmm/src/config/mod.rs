@@ -25,8 +25,9 @@ const MIN_MEMORY: ByteSize = ByteSize(2 << 20);
 const DEFAULT_MEMORY: ByteSize = ByteSize(128 << 20);
 const DEFAULT_NAME: &str = "guest";
 const MAX_NAME: usize = 64;
-/// The console is the first serial port, and a panic ends the guest instead of hanging it.
-const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
+/// The console is the first serial port, with flow control by RTS and CTS from the start, so that the guest can hold
+/// input back; and a panic ends the guest instead of hanging it.
+const DEFAULT_CMDLINE: &str = "console=ttyS0,115200n8r panic=-1";
 
 /// How a kernel is entered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]

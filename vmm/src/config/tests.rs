@@ -137,7 +137,7 @@ fn the_default_command_line_takes_additions_and_the_hosts_options() {
     let config = flags(&["--append=quiet"]);
     assert_eq!(
         config.kernel_cmdline(HostKind::Hardware),
-        "console=ttyS0 panic=-1 quiet"
+        "console=ttyS0,115200n8r panic=-1 quiet"
     );
     let on_pvm = config.kernel_cmdline(HostKind::Pvm);
     assert!(
