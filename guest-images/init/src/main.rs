@@ -8,13 +8,15 @@
 
 mod console;
 mod memory;
+mod process;
 mod syscall;
 
 use core::ffi::CStr;
 
 use guest_init::parse;
 use guest_init::text::Text;
-use syscall::{Child, End, Errno, Fd, List, Pid, signal};
+use process::{Child, List};
+use syscall::{End, Errno, Fd, Pid, signal};
 
 /// Where the kernel leaves the console, and where the console program finds it.
 const STDIN: Fd = Fd(0);
@@ -125,7 +127,7 @@ fn start(program: Option<&[u8]>, console: Fd) -> syscall::Result<Pid> {
         // The leading dash makes it a login shell.
         None => (c"/bin/busybox", Some(c"-sh")),
     };
-    syscall::spawn(&ConsoleProgram { path, name, console })
+    process::spawn(&ConsoleProgram { path, name, console })
 }
 
 /// A program that has the console to itself.
@@ -156,7 +158,7 @@ impl Child for ConsoleProgram<'_> {
             c"TERM=linux",
             c"PS1=posada:\\w# ",
         ]);
-        let error = syscall::execute(self.path, &arguments, &environment);
+        let error = process::execute(self.path, &arguments, &environment);
         complain(b"run", self.path.to_bytes(), error);
         syscall::exit(127)
     }
