@@ -3,12 +3,15 @@
 //! The host may only hand over bytes that the guest will not lose. A guest listens when it has enabled the
 //! receive interrupt and holds RTS; before Linux opens the port it does not, and with CRTSCTS set it drops RTS
 //! while its terminal layer is full. Until then the caller keeps its bytes and waits for the eventfd.
+//!
+//! Where output goes may take none for as long as it likes (a pager, a stopped reader). That holds up the vCPU that
+//! prints and nobody else: the registers and the output have a lock each.
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
 
-use tracing::debug;
+use tracing::{debug, warn};
 use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
@@ -18,6 +21,8 @@ use crate::bus::{BusDevice, GuestRequest};
 /// The number of ports.
 pub const PORTS: u64 = 8;
 
+/// Transmitter holding register: what the guest prints (16550D data sheet, table II).
+const THR: u8 = 0;
 /// Interrupt enable register, bit 0: received data available (16550D data sheet, table II).
 const IER: u8 = 1;
 const IER_RECEIVE: u8 = 1 << 0;
@@ -42,9 +47,7 @@ impl SerialEvents for Doorbell {
 
     fn out_byte(&self) {}
 
-    fn tx_lost_byte(&self) {
-        debug!("the serial console's output has gone; a byte of it is lost");
-    }
+    fn tx_lost_byte(&self) {}
 
     fn in_buffer_empty(&self) {
         // Writing to an eventfd fails only when its counter is full, and then it is already readable.
@@ -52,11 +55,46 @@ impl SerialEvents for Doorbell {
     }
 }
 
-type Uart = Serial<Doorbell, Doorbell, Box<dyn Write + Send>>;
+/// The byte that the guest has just sent, to be written out once the registers are unlocked.
+#[derive(Default)]
+struct Sent(Option<u8>);
+
+impl Write for Sent {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 = bytes.first().copied();
+        Ok(bytes.len().min(1))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+type Uart = Serial<Doorbell, Doorbell, Sent>;
+
+/// Where output goes.
+struct Output {
+    writer: Box<dyn Write + Send>,
+    /// It has failed, which is told once.
+    failed: bool,
+}
+
+impl Output {
+    fn send(&mut self, byte: u8) {
+        let result = self.writer.write_all(&[byte]).and_then(|()| self.writer.flush());
+        if let Err(error) = result
+            && !std::mem::replace(&mut self.failed, true)
+        {
+            warn!("the serial console's output is lost: {error}");
+        }
+    }
+}
 
 /// A serial port whose output goes to a writer and whose input comes by [`SerialPort::feed`].
 pub struct SerialPort {
     uart: Mutex<Uart>,
+    /// Locked before `uart` by who prints, so that bytes keep their order, and while they are written out.
+    output: Mutex<Output>,
 }
 
 impl SerialPort {
@@ -64,7 +102,15 @@ impl SerialPort {
     /// may take more than it did; each byte of output is written to `out` as it comes.
     pub fn new(interrupt: EventFd, room: EventFd, out: Box<dyn Write + Send>) -> Self {
         Self {
-            uart: Mutex::new(Serial::with_events(Doorbell(interrupt), Doorbell(room), out)),
+            uart: Mutex::new(Serial::with_events(
+                Doorbell(interrupt),
+                Doorbell(room),
+                Sent::default(),
+            )),
+            output: Mutex::new(Output {
+                writer: out,
+                failed: false,
+            }),
         }
     }
 
@@ -84,6 +130,18 @@ impl SerialPort {
         }
     }
 
+    fn print(&self, value: u8) {
+        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = {
+            let mut uart = self.lock();
+            set_register(&mut uart, THR, value);
+            uart.writer_mut().0.take()
+        };
+        if let Some(byte) = sent {
+            output.send(byte);
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Uart> {
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -97,6 +155,12 @@ fn listens(uart: &Uart) -> bool {
     state.interrupt_enable & IER_RECEIVE != 0 && state.modem_control & (MCR_RTS | MCR_LOOP) == MCR_RTS
 }
 
+fn set_register(uart: &mut Uart, offset: u8, value: u8) {
+    if let Err(error) = uart.write(offset, value) {
+        debug!("serial console: {error:?}");
+    }
+}
+
 impl BusDevice for SerialPort {
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
@@ -106,14 +170,16 @@ impl BusDevice for SerialPort {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> ControlFlow<GuestRequest> {
-        if let (Some(&value), Ok(offset)) = (data.first(), u8::try_from(offset)) {
-            let mut uart = self.lock();
-            if let Err(error) = uart.write(offset, value) {
-                debug!("serial console: {error:?}");
+        match (u8::try_from(offset), data.first()) {
+            (Ok(THR), Some(&value)) => self.print(value),
+            (Ok(offset), Some(&value)) => {
+                let mut uart = self.lock();
+                set_register(&mut uart, offset, value);
+                if matches!(offset, IER | MCR) && listens(&uart) {
+                    uart.events().in_buffer_empty();
+                }
             }
-            if matches!(offset, IER | MCR) && listens(&uart) {
-                uart.events().in_buffer_empty();
-            }
+            _ => {}
         }
         ControlFlow::Continue(())
     }
@@ -122,7 +188,9 @@ impl BusDevice for SerialPort {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::mpsc::{Sender, channel};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::thread;
+    use std::time::Duration;
 
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
@@ -149,7 +217,7 @@ mod tests {
         port: Arc<SerialPort>,
         interrupt: EventFd,
         room: EventFd,
-        out: std::sync::mpsc::Receiver<u8>,
+        out: Receiver<u8>,
     }
 
     fn rig() -> Rig {
@@ -197,6 +265,44 @@ mod tests {
         let rig = rig();
         b"hello".iter().for_each(|byte| rig.write(DATA, *byte));
         assert_eq!(rig.out.try_iter().collect::<Vec<_>>(), b"hello");
+    }
+
+    /// Says that it was called and returns only when it is let go.
+    struct Stuck {
+        called: Sender<()>,
+        release: Receiver<()>,
+    }
+
+    impl Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.called.send(()).unwrap();
+            self.release.recv().unwrap();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn output_that_is_stuck_holds_up_who_prints_and_nobody_else() {
+        let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let (called, was_called) = channel();
+        let (let_go, release) = channel();
+        let port = SerialPort::new(eventfd(), eventfd(), Box::new(Stuck { called, release }));
+        assert_eq!(port.write(MCR.into(), &[MCR_RTS]), ControlFlow::Continue(()));
+        assert_eq!(port.write(IER.into(), &[IER_RECEIVE]), ControlFlow::Continue(()));
+        let (taken, was_taken) = channel();
+        let taken = thread::scope(|scope| {
+            scope.spawn(|| port.write(DATA, b"x"));
+            was_called.recv().unwrap();
+            scope.spawn(|| taken.send(port.feed(b"ab")).unwrap());
+            let taken = was_taken.recv_timeout(Duration::from_secs(10));
+            let_go.send(()).unwrap();
+            taken
+        });
+        assert_eq!(taken, Ok(2));
     }
 
     #[test]
