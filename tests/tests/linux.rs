@@ -119,8 +119,7 @@ fn checksum(bytes: &[u8]) -> String {
 /// input back, by RTS, while its terminal's 4 KiB are full.
 #[test]
 fn more_than_64_kib_piped_in_before_the_boot_arrive_whole() {
-    const COMMAND: &str =
-        "stty -echo; cat > /tmp/received; echo sum=$(md5sum < /tmp/received); poweroff\n";
+    const COMMAND: &str = "stty -echo; cat > /tmp/received; echo sum=$(md5sum < /tmp/received); poweroff\n";
     const END_OF_FILE: &str = "\x04";
     // Long lines: a terminal hands `cat` one line at a time.
     let data: String = (0..80)
