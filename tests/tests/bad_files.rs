@@ -9,6 +9,8 @@ use std::process::Stdio;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use posada_tests::guest::TempFile;
 use posada_tests::payload::{elf, hello};
 use posada_tests::{Ended, Guest, Running};
@@ -55,6 +57,23 @@ fn a_directory_as_the_kernel() {
     Guest::kernel(Path::new("/tmp"))
         .run()
         .expect_refusal(FAILURE, &["kernel", "'/tmp'", "directory"]);
+}
+
+/// To open a pipe would wait for somebody to write to it.
+#[test]
+fn a_pipe_or_a_device_as_the_kernel_or_the_initrd() {
+    let kernel = TempFile::new("kernel", elf(hello(), false));
+    let pipe = kernel.directory().join("pipe");
+    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+    for path in [&pipe, Path::new("/dev/zero")] {
+        let named = path.to_str().unwrap();
+        Guest::kernel(path)
+            .run()
+            .expect_refusal(FAILURE, &["kernel", named, "regular file"]);
+        Guest::linux(kernel.path(), path)
+            .run()
+            .expect_refusal(FAILURE, &["initrd", named, "regular file"]);
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Puts the kernel and all that it is told into guest memory.
 
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use arch_x86_64::acpi::{self, AcpiInfo};
@@ -84,11 +86,19 @@ fn protocol(boot: Boot) -> BootProtocol {
     }
 }
 
+/// Opens a file that must have a beginning and an end. A pipe has neither, and to open one would wait for its writer.
 fn open(what: &'static str, path: &Path) -> Result<File, Error> {
-    let opened = File::open(path).and_then(|file| match file.metadata()?.is_dir() {
-        true => Err(std::io::Error::from(std::io::ErrorKind::IsADirectory)),
-        false => Ok(file),
-    });
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .and_then(|file| match file.metadata()?.file_type() {
+            kind if kind.is_file() => Ok(file),
+            kind if kind.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+            _ => Err(io::Error::other(
+                "it is a pipe or a device; copy it to a regular file",
+            )),
+        });
     opened.map_err(|source| Error::Open {
         what,
         path: path.to_owned(),
