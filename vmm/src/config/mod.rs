@@ -6,8 +6,8 @@ mod size;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -25,6 +25,8 @@ const MIN_MEMORY: ByteSize = ByteSize(2 << 20);
 const DEFAULT_MEMORY: ByteSize = ByteSize(128 << 20);
 const DEFAULT_NAME: &str = "guest";
 const MAX_NAME: usize = 64;
+/// Far more than all settings take; a device or a disk image given by mistake does not fill the host's memory.
+const MAX_FILE: u64 = 1 << 20;
 /// The console is the first serial port, with flow control by RTS and CTS from the start, so that the guest can hold
 /// input back; and a panic ends the guest instead of hanging it.
 const DEFAULT_CMDLINE: &str = "console=ttyS0,115200n8r panic=-1";
@@ -94,6 +96,9 @@ pub enum ConfigError {
         /// Why.
         source: io::Error,
     },
+    /// The file is too long to be what it should.
+    #[error("the config file '{path}' is longer than {max} KiB: it must be a TOML file of settings", path = .0.display(), max = MAX_FILE >> 10)]
+    TooLong(PathBuf),
     /// The file is no TOML, or names a key that does not exist, or gives one a value of the wrong type.
     #[error("{path}:{line}: {message}", path = path.display())]
     Malformed {
@@ -129,10 +134,16 @@ pub enum ConfigError {
 impl VmConfig {
     /// Reads a TOML file. Relative paths in it are relative to the file's own directory.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
-            path: path.to_owned(),
-            source,
-        })?;
+        let mut text = String::new();
+        File::open(path)
+            .and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text))
+            .map_err(|source| ConfigError::Unreadable {
+                path: path.to_owned(),
+                source,
+            })?;
+        if text.len() as u64 > MAX_FILE {
+            return Err(ConfigError::TooLong(path.to_owned()));
+        }
         let mut config: Self = toml::from_str(&text).map_err(|error| ConfigError::Malformed {
             path: path.to_owned(),
             line: error.span().map_or(1, |span| line_of(&text, span.start)),

@@ -1,5 +1,6 @@
 //! Tests of the configuration model.
 
+use std::fs;
 use std::io::Write;
 
 use clap::Parser;
@@ -105,6 +106,17 @@ fn a_missing_file_is_named() {
 }
 
 #[test]
+fn a_file_without_an_end_is_refused() {
+    let error = VmConfig::from_file(Path::new("/dev/zero")).unwrap_err();
+    assert!(matches!(error, ConfigError::TooLong(_)), "{error}");
+    let comment = "#".repeat(MAX_FILE as usize);
+    assert_eq!(
+        VmConfig::from_file(&toml(&comment).path).unwrap(),
+        VmConfig::default()
+    );
+}
+
+#[test]
 fn contradictions_are_refused() {
     let file = toml("cmdline = 'a'\nappend = 'b'");
     assert!(matches!(
@@ -122,7 +134,8 @@ fn ranges_are_checked() {
     assert!(refused(&["--memory=0"]).contains("at least 2M"));
     assert!(refused(&["--memory=134217729"]).contains("multiple of the page size"));
     for name in ["", ".hidden", "-flag", "a/b", "a b", "ü", &"x".repeat(65)] {
-        assert!(refused(&["--name", name]).contains("is not a name"), "{name}");
+        let flag = format!("--name={name}");
+        assert!(refused(&[&flag]).contains("is not a name"), "{name}");
     }
     let nul = VmConfig {
         append: Some("a\0b".into()),
