@@ -39,6 +39,12 @@ pub enum Error {
     /// No kernel was named and the tiny guest has not been built.
     #[error("no kernel was named and there is no tiny guest in '{path}': run 'make guest', or give --kernel", path = .0.display())]
     NoTinyGuest(PathBuf),
+    /// No kernel was named, and nothing says where the tiny guest is.
+    #[error(
+        "no kernel was named, and without HOME or POSADA_CACHE in the environment there is no telling where the tiny \
+         guest is: set one of them, or give --kernel"
+    )]
+    NoCache,
     /// A file could not be opened.
     #[error("cannot open the {what} '{path}': {source}", path = path.display())]
     Open {
