@@ -64,6 +64,12 @@ pub enum HostError {
         /// The group that may.
         group: String,
     },
+    /// Only root may open it. To join root's group would be too much, and without the group's permissions no help.
+    #[error(
+        "no permission to open {DEVICE}: only root has it; give it to the group kvm with \
+         'sudo chgrp kvm {DEVICE} && sudo chmod g+rw {DEVICE}', run 'sudo usermod -aG kvm $USER' and log in again"
+    )]
+    RootOnly,
     /// Opening it failed otherwise.
     #[error("cannot open {DEVICE}: {0}")]
     Open(io::Error),
@@ -76,9 +82,7 @@ pub enum HostError {
 pub fn open() -> Result<Kvm, HostError> {
     let kvm = Kvm::new().map_err(|error| match error.errno() {
         libc::ENOENT | libc::ENODEV | libc::ENXIO => HostError::Missing,
-        libc::EACCES | libc::EPERM => HostError::Permission {
-            group: group_of(Path::new(DEVICE)),
-        },
+        libc::EACCES | libc::EPERM => no_permission(Path::new(DEVICE)),
         errno => HostError::Open(io::Error::from_raw_os_error(errno)),
     })?;
     match kvm.get_api_version() {
@@ -87,12 +91,19 @@ pub fn open() -> Result<Kvm, HostError> {
     }
 }
 
-fn group_of(path: &Path) -> String {
-    let gid = path.metadata().map(|metadata| metadata.gid());
-    let group = gid
-        .ok()
-        .and_then(|gid| Group::from_gid(Gid::from_raw(gid)).ok().flatten());
-    group.map_or_else(|| "kvm".to_owned(), |group| group.name)
+fn no_permission(device: &Path) -> HostError {
+    const ROOT: u32 = 0;
+    const GROUP_READ_WRITE: u32 = 0o060;
+    let group = match device.metadata() {
+        Ok(metadata) if metadata.gid() == ROOT || metadata.mode() & GROUP_READ_WRITE != GROUP_READ_WRITE => {
+            return HostError::RootOnly;
+        }
+        Ok(metadata) => Group::from_gid(Gid::from_raw(metadata.gid())).ok().flatten(),
+        Err(_) => None,
+    };
+    HostError::Permission {
+        group: group.map_or_else(|| "kvm".to_owned(), |group| group.name),
+    }
 }
 
 #[cfg(test)]
@@ -100,8 +111,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_the_group_of_a_file() {
-        assert_eq!(group_of(Path::new("/proc/version")), "root");
-        assert_eq!(group_of(Path::new("/nonexistent")), "kvm");
+    fn whoever_may_not_open_it_is_told_the_group_to_join() {
+        let told = no_permission(Path::new("/nonexistent")).to_string();
+        assert!(told.contains("usermod -aG kvm $USER"), "{told}");
+    }
+
+    #[test]
+    fn nobody_is_told_to_join_roots_group() {
+        let told = no_permission(Path::new("/proc/version")).to_string();
+        assert!(
+            told.contains("chgrp kvm") && told.contains("usermod -aG kvm $USER"),
+            "{told}"
+        );
     }
 }
