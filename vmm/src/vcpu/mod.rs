@@ -49,7 +49,10 @@ impl Vcpu {
     /// Runs the guest on this thread until it ends or somebody stops the machine, and tells the machine why.
     pub fn run(mut self) {
         let kickable = Kickable::arm(&mut self.fd);
-        if let Some(stop) = self.run_loop() {
+        // A kick that came before had no vCPU to reach, but the stop that it was for can be seen.
+        if !self.lifecycle.is_stopped()
+            && let Some(stop) = self.run_loop()
+        {
             self.lifecycle.stop(stop);
         }
         drop(kickable);
