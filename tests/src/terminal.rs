@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use nix::fcntl::OFlag;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
-use nix::sys::termios::{Termios, tcgetattr};
+use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::setsid;
 
 /// A pseudo-terminal, seen from the person's side.
@@ -71,6 +71,15 @@ impl Terminal {
                 }
             });
         }
+    }
+
+    /// Sets it as a shell has it while a program of its own runs: by lines, with echo and with keys for signals.
+    pub fn cook(&self) {
+        let mut settings = tcgetattr(&self.master).expect("a terminal has settings");
+        settings
+            .local_flags
+            .insert(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG);
+        tcsetattr(&self.master, SetArg::TCSANOW, &settings).expect("a terminal can be set");
     }
 
     /// How the terminal is set now.

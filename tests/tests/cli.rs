@@ -1,5 +1,6 @@
 //! What posada refuses before it opens KVM, and what it says about itself. No test here needs /dev/kvm.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
@@ -159,6 +160,14 @@ fn a_config_file_that_is_no_text_or_no_file_is_refused() {
     let binary = TempFile::new("guest.toml", [0xff, 0xfe, 0x00, 0x80]);
     run(&["--config", binary.as_str()]).expect_refusal(USAGE, &[binary.as_str()]);
     run(&["--config", "/"]).expect_refusal(USAGE, &["'/'", "directory"]);
+    run(&["--config", "/dev/zero"]).expect_refusal(USAGE, &["'/dev/zero'", "longer than"]);
+}
+
+#[test]
+fn standard_error_on_a_full_disk_leaves_the_exit_status() {
+    let mut command = Guest::none().cpus(0).command(Stdio::null());
+    command.stderr(File::options().write(true).open("/dev/full").unwrap());
+    posada_tests::Running::of(command).wait().expect_status(USAGE);
 }
 
 /// posada in a mount namespace of its own, in which `hide` has changed what /dev/kvm is.

@@ -1,12 +1,16 @@
 //! A guest's serial port on pipes and files: every byte of output and input, in order, however it comes.
 
 use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use posada_tests::guest::TempFile;
+use posada_tests::payload::hello;
 use posada_tests::script::{DATA, Width};
-use posada_tests::{Guest, Script};
+use posada_tests::{Guest, Running, Script};
 
 const GUEST_CRASHED: i32 = 3;
 const PVPANIC: u16 = 0x505;
@@ -37,6 +41,61 @@ fn output_that_nobody_wants_any_more_does_not_kill_the_guest() {
     // Only a guest that has gone on can say that it panicked.
     let ended = guest.wait().expect_status(GUEST_CRASHED);
     assert!(ended.messages().contains("panicked"), "{}", ended.messages());
+}
+
+fn full_disk() -> File {
+    File::options().write(true).open("/dev/full").unwrap()
+}
+
+#[test]
+fn output_that_a_full_disk_swallows_is_told_once() {
+    let guest = Guest::payload(hello());
+    let mut command = guest.command(Stdio::null());
+    command.stdout(full_disk());
+    let ended = Running::of(command).wait().expect_status(0);
+    assert_eq!(
+        ended.messages().matches("No space left").count(),
+        1,
+        "{}",
+        ended.messages()
+    );
+}
+
+#[test]
+fn a_log_that_a_full_disk_swallows_harms_nobody() {
+    let guest = Guest::payload(hello()).arg("-v");
+    let mut command = guest.command(Stdio::null());
+    command.stderr(full_disk());
+    let ended = Running::of(command).wait().expect_status(0);
+    assert_eq!(ended.console(), "hi\n");
+}
+
+/// As under a pager: the guest's vCPU waits for room, and posada still hears what it is told.
+#[test]
+fn a_signal_ends_a_guest_whose_output_nobody_reads() {
+    const MIB: usize = 1 << 20;
+    let (reader, writer) = io::pipe().unwrap();
+    let guest = Guest::payload(&Script::new().print(DATA, MIB as u64).code_and(&[b'x'; MIB]));
+    let mut command = guest.command(Stdio::null());
+    command.stdout(writer);
+    let mut running = Running::of(command);
+    running.wait_until("a full pipe", |_| waiting_in(&reader) == PIPE_CAPACITY);
+    running.signal(Signal::SIGTERM);
+    running
+        .wait_within(Duration::from_secs(5))
+        .expect_status(128 + Signal::SIGTERM as i32);
+}
+
+/// What Linux gives a pipe: pipe(7).
+const PIPE_CAPACITY: usize = 65_536;
+
+/// How many bytes wait to be read.
+fn waiting_in(pipe: &impl AsRawFd) -> usize {
+    let mut waiting: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, which lives across the call.
+    let result = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &mut waiting) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    waiting as usize
 }
 
 /// 64 KiB of lines and no byte 4 in them.

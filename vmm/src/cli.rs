@@ -1,7 +1,7 @@
 //! The command line: what it takes, what it prints, and what its exit status means.
 
-use std::io;
-use std::os::fd::AsFd;
+use std::fmt;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
 
@@ -74,7 +74,7 @@ pub fn main() -> ExitCode {
     match run_guest(run) {
         Ok(end) => finish(&end),
         Err(error) => {
-            eprintln!("posada: {error}");
+            say(format_args!("posada: {error}"));
             ExitCode::from(if matches!(error, Error::Config(_)) {
                 USAGE
             } else {
@@ -82,6 +82,11 @@ pub fn main() -> ExitCode {
             })
         }
     }
+}
+
+/// Tells the user. Who has closed standard error, or filled its disk, is told by the exit status alone.
+fn say(message: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{message}");
 }
 
 fn start_log(verbose: u8) {
@@ -92,6 +97,8 @@ fn start_log(verbose: u8) {
     };
     tracing_subscriber::fmt()
         .with_max_level(level)
+        // A log that cannot be written is not worth a panic, which is what telling of it would end in.
+        .log_internal_errors(false)
         .with_writer(io::stderr)
         .with_ansi(false)
         .with_target(false)
@@ -105,12 +112,7 @@ fn run_guest(run: Run) -> Result<End, Error> {
         None => run.vm,
     };
     console::block_signals()?;
-    let output = io::stdout().as_fd().try_clone_to_owned().map(std::fs::File::from);
-    let output = output.map_err(|source| Error::Resource {
-        what: "copy standard output",
-        source,
-    })?;
-    let vm = Vm::build(&config, Box::new(output))?.start();
+    let vm = Vm::build(&config, Box::new(console::output()?))?.start();
     let end = console::attend(&vm)?;
     report(config.name(), &end);
     // Taking the machine apart takes KVM milliseconds; the kernel does it as the process goes.
@@ -121,13 +123,13 @@ fn run_guest(run: Run) -> Result<End, Error> {
 /// A crash is always told; how else a guest ended only to a person, who sees no exit status.
 fn report(name: &str, end: &End) {
     match end {
-        End::Stopped(Stop::Crash(what)) => eprintln!("posada: {name} crashed: {what}"),
-        End::Stopped(Stop::Panic) => eprintln!("posada: {name} crashed: its kernel panicked"),
+        End::Stopped(Stop::Crash(what)) => say(format_args!("posada: {name} crashed: {what}")),
+        End::Stopped(Stop::Panic) => say(format_args!("posada: {name} crashed: its kernel panicked")),
         End::Stopped(_) | End::Signal(_) if !console::is_interactive() => {}
-        End::Stopped(Stop::PowerOff) => eprintln!("posada: {name} powered off"),
-        End::Stopped(Stop::Reset) => eprintln!("posada: {name} reset its machine"),
-        End::Stopped(Stop::Ended) => eprintln!("\nposada: {name} was ended"),
-        End::Signal(signal) => eprintln!("\nposada: {name} was ended by {signal}"),
+        End::Stopped(Stop::PowerOff) => say(format_args!("posada: {name} powered off")),
+        End::Stopped(Stop::Reset) => say(format_args!("posada: {name} reset its machine")),
+        End::Stopped(Stop::Ended) => say(format_args!("\nposada: {name} was ended")),
+        End::Signal(signal) => say(format_args!("\nposada: {name} was ended by {signal}")),
     }
 }
 

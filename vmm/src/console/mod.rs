@@ -5,6 +5,7 @@
 
 mod escape;
 mod input;
+mod output;
 mod terminal;
 
 use std::io::{self, IsTerminal, Write};
@@ -20,6 +21,7 @@ use crate::lifecycle::Stop;
 use crate::vm::RunningVm;
 use escape::{Command, HELP};
 use input::ConsoleInput;
+use output::ConsoleOutput;
 use terminal::RawTerminal;
 
 /// The signals that end a guest in good order.
@@ -42,20 +44,25 @@ pub enum End {
 /// Keeps the signals that end a guest from killing this thread and all that it will start. To be called
 /// before there are other threads; [`attend`] then reads them.
 pub fn block_signals() -> Result<(), Error> {
-    ending_signals()
+    watched_signals()
         .thread_block()
         .map_err(io::Error::from)
         .doing("block signals")
 }
 
-fn ending_signals() -> SigSet {
-    ENDING.into_iter().collect()
+/// Where a guest's console prints: standard output.
+pub fn output() -> Result<impl Write + Send + use<>, Error> {
+    ConsoleOutput::stdout().doing("copy standard output")
+}
+
+fn watched_signals() -> SigSet {
+    ENDING.into_iter().chain([Signal::SIGCONT]).collect()
 }
 
 /// Connects the guest's console with this process's standard input and waits until the guest ends or a signal
 /// ends it. The terminal is raw meanwhile.
 pub fn attend(vm: &RunningVm) -> Result<End, Error> {
-    let signals = SignalFd::with_flags(&ending_signals(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+    let signals = SignalFd::with_flags(&watched_signals(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
         .map_err(io::Error::from)
         .doing("open a signalfd")?;
     let terminal = RawTerminal::enter().doing("put the terminal into raw mode")?;
@@ -68,6 +75,7 @@ pub fn attend(vm: &RunningVm) -> Result<End, Error> {
         input: ConsoleInput::new(terminal.is_some()),
         stdin: Stdin::Unwatched,
         end: None,
+        terminal,
     });
     loop {
         manager.run().map_err(events_error).doing("wait for events")?;
@@ -100,6 +108,7 @@ struct Foreground<'a> {
     input: ConsoleInput,
     stdin: Stdin,
     end: Option<End>,
+    terminal: Option<RawTerminal>,
 }
 
 impl Foreground<'_> {
@@ -110,6 +119,20 @@ impl Foreground<'_> {
             // Without a terminal to show it on, help is of no use to anybody.
             Ok(Some(Command::Help)) => drop(io::stderr().write_all(HELP.as_bytes())),
             Err(error) => warn!("standard input is lost: {error}"),
+        }
+    }
+
+    fn read_signal(&mut self) {
+        let Ok(Some(info)) = self.signals.read_signal() else {
+            return;
+        };
+        match Signal::try_from(info.ssi_signo as i32).unwrap_or(Signal::SIGTERM) {
+            Signal::SIGCONT => {
+                if let Some(Err(error)) = self.terminal.as_ref().map(RawTerminal::resume) {
+                    warn!("cannot put the terminal back into raw mode: {error}");
+                }
+            }
+            signal => self.end = Some(End::Signal(signal)),
         }
     }
 
@@ -157,12 +180,7 @@ impl MutEventSubscriber for Foreground<'_> {
         match events.data() {
             STDIN => self.read_stdin(),
             ROOM => debug!("the guest has room for input: {:?}", self.vm.room().read()),
-            SIGNALS => {
-                if let Ok(Some(info)) = self.signals.read_signal() {
-                    let signal = Signal::try_from(info.ssi_signo as i32).unwrap_or(Signal::SIGTERM);
-                    self.end = Some(End::Signal(signal));
-                }
-            }
+            SIGNALS => self.read_signal(),
             _ => self.end = self.vm.stop_reason().map(End::Stopped),
         }
         self.pump(ops);

@@ -1,7 +1,8 @@
 //! The user's terminal in raw mode, and back again on every way out.
 //!
 //! Besides the guard's drop these are a panic (a hook) and the signals by which a process dies of its own
-//! fault (handlers). Those that others send are read from a signalfd and end in the guard's drop.
+//! fault (handlers). Those that others send are read from a signalfd and end in the guard's drop. A shell's job control
+//! may take the terminal away and give it back meanwhile.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsRawFd;
@@ -38,13 +39,18 @@ impl RawTerminal {
         let before = attributes(stdin.as_raw_fd())?;
         let before = BEFORE.get_or_init(|| before);
         restore_on_death();
-        let mut raw = *before;
-        // SAFETY: the pointer is to a termios of ours.
-        unsafe { libc::cfmakeraw(&mut raw) };
-        raw.c_oflag = before.c_oflag;
-        set_attributes(stdin.as_raw_fd(), &raw)?;
+        make_raw(before)?;
         RAW.store(true, Ordering::SeqCst);
         Ok(Some(Self(())))
+    }
+
+    /// Makes the terminal raw again after posada was stopped: the shell has had it in its own mode meanwhile. One that
+    /// goes on in the background leaves it alone.
+    pub fn resume(&self) -> io::Result<()> {
+        match BEFORE.get() {
+            Some(before) if !in_background() => make_raw(before),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -54,9 +60,29 @@ impl Drop for RawTerminal {
     }
 }
 
+fn make_raw(before: &libc::termios) -> io::Result<()> {
+    let mut raw = *before;
+    // SAFETY: the pointer is to a termios of ours.
+    unsafe { libc::cfmakeraw(&mut raw) };
+    raw.c_oflag = before.c_oflag;
+    set_attributes(libc::STDIN_FILENO, &raw)
+}
+
+/// Whether the terminal is another job's. Setting it would then stop this process (POSIX.1-2017 §11.1.4), and
+/// disturb the one that has it.
+fn in_background() -> bool {
+    // SAFETY: both take and return numbers, and are async-signal-safe.
+    let (foreground, ours) = unsafe { (libc::tcgetpgrp(libc::STDIN_FILENO), libc::getpgrp()) };
+    // A terminal that is not this session's has no foreground job for it.
+    foreground > 0 && foreground != ours
+}
+
 /// Gives the terminal back as it was. Safe to call from a signal handler, and more than once.
 fn restore() {
-    if let (true, Some(before)) = (RAW.swap(false, Ordering::SeqCst), BEFORE.get()) {
+    if !RAW.swap(false, Ordering::SeqCst) || in_background() {
+        return;
+    }
+    if let Some(before) = BEFORE.get() {
         // A terminal that has gone needs no restoring.
         let _ = set_attributes(libc::STDIN_FILENO, before);
     }
@@ -83,7 +109,7 @@ fn restore_on_death() {
         SigSet::empty(),
     );
     for signal in FATAL {
-        // SAFETY: the handler calls only tcsetattr and raise, which are async-signal-safe, and touches only atomics.
+        // SAFETY: the handler calls only tcgetpgrp, getpgrp, tcsetattr and raise, which are async-signal-safe, and touches only atomics.
         if let Err(error) = unsafe { sigaction(signal, &action) } {
             tracing::debug!("no handler for {signal}: {error}");
         }
