@@ -22,6 +22,8 @@ pub struct PvmVcpu {
     /// The same as the fallback reads it; kept to spare an allocation each time.
     image: XsaveImage,
     stub_page: GuestAddress,
+    /// That `syscall` cannot be repaired has been told: a guest can write LSTAR as often as it likes.
+    told: bool,
 }
 
 impl PvmVcpu {
@@ -52,6 +54,7 @@ impl PvmVcpu {
             kvm_xsave,
             image: XsaveImage::new(Layout::of_this_cpu(size)),
             stub_page,
+            told: false,
         })
     }
 
@@ -77,7 +80,7 @@ impl PvmVcpu {
 
     /// Does the guest's write of `value` to MSR `index`. To be called on KVM_EXIT_X86_WRMSR.
     ///
-    /// A write to LSTAR also installs the repair of `syscall`; where that cannot be done, the log says why and the guest goes on,
+    /// A write to LSTAR also installs the repair of `syscall`; where that cannot be done, the log says why, once, and the guest goes on,
     /// for it may be one without user mode.
     ///
     /// # Errors
@@ -107,7 +110,9 @@ impl PvmVcpu {
                 base: sregs.idt.base,
                 limit: sregs.idt.limit.into(),
             };
-            if let Err(error) = syscall_gate::install(ram, mode, idt, self.stub_page, value) {
+            if let Err(error) = syscall_gate::install(ram, mode, idt, self.stub_page, value)
+                && !std::mem::replace(&mut self.told, true)
+            {
                 tracing::warn!("system calls of the guest's user programs will not work: {error}");
             }
         }
