@@ -107,15 +107,3 @@ fn signals_end_it_at_once_even_while_the_guest_spins_or_sleeps() {
         assert_eq!(ended.messages(), "", "{signal}");
     }
 }
-
-#[test]
-fn nobody_reading_the_output_does_not_keep_a_signal_from_ending_it() {
-    const MORE_THAN_A_PIPE: usize = 1 << 20;
-    let script = Script::new().say("ready").print(DATA, MORE_THAN_A_PIPE as u64);
-    let mut guest = Guest::payload(&script.code_and(&vec![b'.'; MORE_THAN_A_PIPE])).start();
-    guest.wait_for("ready");
-    guest.signal(Signal::SIGTERM);
-    guest
-        .wait_within(QUICKLY)
-        .expect_status(128 + Signal::SIGTERM as i32);
-}
