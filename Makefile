@@ -10,7 +10,7 @@ KVM ?=
 TEST_THREADS ?= 2
 
 # What builds posada, and what builds and packs the guest.
-PACKAGES := gcc flex bison bc libelf-dev libssl-dev xz-utils cpio kmod busybox-static linux-source-6.1
+PACKAGES := ca-certificates gcc flex bison bc libelf-dev libssl-dev xz-utils cpio kmod busybox-static linux-source-6.1
 # Debian's current Rust, where there is none yet (rustc itself is too old in Debian 12).
 ifeq ($(shell command -v cargo),)
 PACKAGES += cargo-web rustc-web rustfmt-web rust-web-clippy
