@@ -88,6 +88,30 @@ pub fn elf(code: &[u8], pvh: bool) -> Vec<u8> {
     file
 }
 
+/// A bzImage that holds `code` at its 64-bit entry point and takes itself for unpacked (Linux,
+/// Documentation/arch/x86/boot.rst, whose names the fields have).
+pub fn bzimage(code: &[u8]) -> Vec<u8> {
+    const SETUP: usize = 1024;
+    const ENTRY_64: usize = 0x200;
+    let mut file = vec![0; SETUP + ENTRY_64];
+    file.extend(code);
+    let kernel = (file.len() - SETUP) as u32;
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    let (setup_sects, load_high, kernel_64) = (1u8, 1u8, 1u16);
+    put(0x1f1, &[setup_sects]);
+    put(0x1f4, &kernel.div_ceil(16).to_le_bytes()); // syssize
+    put(0x1fe, &0xaa55u16.to_le_bytes()); // boot_flag
+    put(0x202, b"HdrS");
+    put(0x206, &0x20fu16.to_le_bytes()); // version
+    put(0x211, &[load_high]);
+    put(0x22c, &0x7fff_ffffu32.to_le_bytes()); // initrd_addr_max
+    put(0x236, &kernel_64.to_le_bytes()); // xloadflags
+    put(0x238, &2047u32.to_le_bytes()); // cmdline_size
+    put(0x258, &LOAD_ADDRESS.to_le_bytes()); // pref_address
+    put(0x260, &0x1_0000u32.to_le_bytes()); // init_size
+    file
+}
+
 fn program_header(kind: u32, offset: u64, address: u64, size: u64) -> Vec<u8> {
     let all_permissions = 7u32;
     let mut header = [kind.to_le_bytes(), all_permissions.to_le_bytes()].concat();

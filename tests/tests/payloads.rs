@@ -1,7 +1,7 @@
 //! What a guest of one page finds when it is entered: registers, boot data and memory.
 
 use posada_tests::guest::TempFile;
-use posada_tests::payload::{elf, hello};
+use posada_tests::payload::{bzimage, elf, hello};
 use posada_tests::script::{DATA, Entry};
 use posada_tests::{Guest, Script, payload};
 
@@ -60,6 +60,19 @@ fn says_hello_by_both_protocols() {
             ("hi\n", "")
         );
     }
+}
+
+/// Only where the CPU runs the guest's kernel is a bzImage left to unpack itself; a payload does not mind what does.
+#[test]
+fn a_bzimage_that_unpacks_itself_is_entered_at_its_64_bit_entry_point() {
+    let guest = Guest::image(&bzimage(hello()))
+        .arg("--host-kind")
+        .arg("hardware")
+        .arg("-v");
+    let ended = guest.run().expect_status(0);
+    assert_eq!(ended.console(), "hi\n");
+    let place = "BzImage, entered at 0x100200 by Linux64";
+    assert!(ended.messages().contains(place), "{}", ended.messages());
 }
 
 /// Linux, Documentation/arch/x86/boot.rst, "64-bit Boot Protocol".
