@@ -2,6 +2,7 @@
 
 pub mod exit;
 mod kick;
+mod reset;
 mod setup;
 mod thread;
 
@@ -9,25 +10,15 @@ use std::sync::Arc;
 
 use devices::GuestRequest;
 use kvm_ioctls::VcpuFd;
-use tracing::debug;
 
 pub use exit::{Buses, Crash};
 pub use kick::{install as install_kick_handler, kick};
 pub use thread::{Host, Machine, VcpuThread};
 
 use crate::lifecycle::{Lifecycle, Stop};
-use crate::memory::GuestMemory;
 use crate::pvm::PvmVcpu;
 use exit::Next;
 use kick::Kickable;
-
-/// Spurious-interrupt vector register of the local APIC (Intel SDM Vol 3 §12.9), and its enable bit.
-const APIC_SPIV: usize = 0xf0;
-const APIC_SPIV_ENABLED: u8 = 1 << 0;
-/// Logical destination register (Intel SDM Vol 3 §12.6.2.2), 0 after a reset.
-const APIC_LDR: usize = 0xd0;
-/// The vector that Linux uses for as long as it runs.
-const LINUX_SPURIOUS_VECTOR: u8 = 0xff;
 
 /// One vCPU with all that it touches while it runs.
 pub struct Vcpu {
@@ -37,8 +28,8 @@ pub struct Vcpu {
     pub fd: VcpuFd,
     /// Where its accesses to devices go.
     pub buses: Arc<Buses>,
-    /// The memory it runs in.
-    pub memory: GuestMemory,
+    /// The machine that it is part of, with the memory it runs in.
+    pub machine: Arc<Machine>,
     /// What a kvm-pvm host needs posada to do for it; nothing on hardware.
     pub pvm: Option<PvmVcpu>,
     /// Who says when to stop.
@@ -89,7 +80,7 @@ impl Vcpu {
         let Some(pvm) = &mut self.pvm else {
             return Err(self.crashed("KVM could not emulate an instruction"));
         };
-        pvm.complete_instruction(&mut self.fd, &self.memory)
+        pvm.complete_instruction(&mut self.fd, &self.machine.memory)
             .map_err(|error| self.crashed(&error.to_string()))
     }
 
@@ -97,35 +88,16 @@ impl Vcpu {
         let Some(pvm) = &mut self.pvm else {
             return Err(self.crashed(&format!("an exit for MSR {index:#x}, which nobody asked for")));
         };
-        pvm.write_msr(&mut self.fd, &self.memory, index, value)
+        pvm.write_msr(&mut self.fd, &self.machine.memory, index, value)
             .map_err(|error| self.crashed(&error.to_string()))
     }
 
     fn answer(&self, request: GuestRequest) -> Stop {
         match request {
             GuestRequest::PowerOff => Stop::PowerOff,
-            GuestRequest::Reset if self.resets_in_emergency() => Stop::Panic,
+            GuestRequest::Reset if reset::is_emergency(&self.fd, &self.machine.fd) => Stop::Panic,
             GuestRequest::Reset => Stop::Reset,
             GuestRequest::Panicked => Stop::Panic,
-        }
-    }
-
-    /// Whether the reset is that of a panic.
-    ///
-    /// An orderly reboot of Linux leaves the local APIC in virtual wire mode, with another spurious vector. A panic leaves
-    /// Linux's own vector there, with the APIC disabled by a kernel built for SMP, enabled by others. So a guest without
-    /// pvpanic is told apart too. A reset leaves that vector as well, but no logical destination.
-    fn resets_in_emergency(&self) -> bool {
-        match self.fd.get_lapic() {
-            Ok(apic) => {
-                let [vector, flags] = [apic.regs[APIC_SPIV], apic.regs[APIC_SPIV + 1]].map(|byte| byte as u8);
-                let was_set_up = apic.regs[APIC_LDR..APIC_LDR + 4].iter().any(|byte| *byte != 0);
-                vector == LINUX_SPURIOUS_VECTOR && (flags & APIC_SPIV_ENABLED != 0 || was_set_up)
-            }
-            Err(error) => {
-                debug!("cannot read the local APIC of vCPU {}: {error}", self.index);
-                false
-            }
         }
     }
 

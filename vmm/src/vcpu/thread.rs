@@ -150,12 +150,11 @@ fn live(
     {
         return lifecycle.stop(Stop::Crash(format!("vCPU 0: {error}")));
     }
-    let memory = machine.memory.clone();
     Vcpu {
         index,
         fd,
         buses,
-        memory,
+        machine,
         pvm,
         lifecycle,
     }
