@@ -99,14 +99,6 @@ pub const RESET_PORT: u16 = 0x602;
 pub const RESET_VALUE: u8 = 1;
 /// The SLP_TYP value that means S5, soft off.
 pub const S5_SLEEP_TYPE: u8 = 5;
-/// What a guest writes to [`SLEEP_CONTROL_PORT`] to power off: SLP_TYP in bits 2..5, SLP_EN in bit 5 (ACPI 6.5 §4.8.3.7).
-pub const SLEEP_CONTROL_S5: u8 = S5_SLEEP_TYPE << 2 | 1 << 5;
-
-/// Number of I/O APIC pins, and so of global system interrupts, of KVM's in-kernel I/O APIC.
-///
-/// Every ISA interrupt is wired to the pin of its own number, the PIT's IRQ 0 to pin 0. That is KVM's default routing,
-/// which would have to be replaced (KVM_SET_GSI_ROUTING) to have it at pin 2 as PCs do.
-pub const IO_APIC_PINS: u32 = 24;
 
 /// Most CPUs a guest can have.
 ///

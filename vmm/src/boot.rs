@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::host::HostKind;
 use crate::images;
 use crate::memory::GuestMemory;
+use crate::pvm;
 
 /// Loads kernel, initrd and tables, and returns the registers that the boot CPU starts with.
 pub fn load(config: &VmConfig, host: HostKind, memory: &GuestMemory) -> Result<Registers, Error> {
@@ -59,6 +60,9 @@ pub fn load(config: &VmConfig, host: HostKind, memory: &GuestMemory) -> Result<R
     )?;
     let cmdline = config.kernel_cmdline(host);
     info!("kernel command line: {cmdline}");
+    if config.cmdline.is_none() && host == HostKind::Pvm {
+        info!("of these, this host kind wants: {}", pvm::GUEST_OPTIONS);
+    }
     let cmdline = CString::new(cmdline).map_err(|_| ConfigError::Nul("the command line"))?;
     let info = BootInfo {
         kernel: &kernel,

@@ -111,18 +111,18 @@ pub enum Error {
 }
 
 /// Says what was being done when KVM or the host refused.
-pub trait KvmContext<T> {
+pub trait Doing<T> {
     /// `what` completes "cannot …".
     fn doing(self, what: &'static str) -> Result<T, Error>;
 }
 
-impl<T> KvmContext<T> for Result<T, kvm_ioctls::Error> {
+impl<T> Doing<T> for Result<T, kvm_ioctls::Error> {
     fn doing(self, what: &'static str) -> Result<T, Error> {
         self.map_err(|source| Error::Kvm { what, source })
     }
 }
 
-impl<T> KvmContext<T> for io::Result<T> {
+impl<T> Doing<T> for io::Result<T> {
     fn doing(self, what: &'static str) -> Result<T, Error> {
         self.map_err(|source| Error::Resource { what, source })
     }

@@ -73,6 +73,11 @@ pub enum HostError {
     /// Opening it failed otherwise.
     #[error("cannot open {DEVICE}: {0}")]
     Open(io::Error),
+    /// Something else is there.
+    #[error(
+        "{DEVICE} is not KVM's: it does not answer as KVM does; run 'modprobe kvm' and look at {DEVICE} again"
+    )]
+    NotKvm,
     /// A KVM of another age.
     #[error("{DEVICE} speaks version {0} of the KVM API, posada {API_VERSION}: another kernel is needed")]
     ApiVersion(i32),
@@ -87,6 +92,7 @@ pub fn open() -> Result<Kvm, HostError> {
     })?;
     match kvm.get_api_version() {
         API_VERSION => Ok(kvm),
+        ..0 => Err(HostError::NotKvm),
         other => Err(HostError::ApiVersion(other)),
     }
 }

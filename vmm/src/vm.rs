@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot;
 use crate::config::{ByteSize, VmConfig};
-use crate::error::{Error, KvmContext};
+use crate::error::{Doing, Error};
 use crate::host::{self, HostKind};
 use crate::lifecycle::{Lifecycle, Stop};
 use crate::memory::{self, GuestMemory};

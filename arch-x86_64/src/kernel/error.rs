@@ -117,8 +117,8 @@ pub enum KernelError {
     NoPvhNote,
     /// PVH was asked for, and the bzImage is not unpacked here.
     #[error(
-        "a bzImage that unpacks itself cannot be entered by PVH; name the vmlinux, have it unpacked on the host, \
-         or let the boot protocol be chosen automatically"
+        "a bzImage that unpacks itself cannot be entered by PVH; name the vmlinux, or let the boot protocol be \
+         chosen automatically"
     )]
     PvhNeedsElf,
     /// A bzImage from before the 64-bit boot protocol.
@@ -139,9 +139,7 @@ pub enum KernelError {
         reason: String,
     },
     /// The payload decompresses to something that is no ELF file.
-    #[error(
-        "the bzImage's payload unpacks to something that is not an ELF kernel; boot it unpacked in the guest"
-    )]
+    #[error("the bzImage's payload unpacks to something that is not an ELF kernel; name the vmlinux instead")]
     PayloadNotElf,
 }
 

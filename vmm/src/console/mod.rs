@@ -16,7 +16,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tracing::{debug, warn};
 
-use crate::error::{Error, KvmContext};
+use crate::error::{Doing, Error};
 use crate::lifecycle::Stop;
 use crate::vm::RunningVm;
 use escape::{Command, HELP};

@@ -16,7 +16,8 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 static BEFORE: OnceLock<libc::termios> = OnceLock::new();
 static RAW: AtomicBool = AtomicBool::new(false);
 
-const FATAL: [Signal; 6] = [
+const FATAL: [Signal; 7] = [
+    Signal::SIGXFSZ,
     Signal::SIGSEGV,
     Signal::SIGBUS,
     Signal::SIGILL,

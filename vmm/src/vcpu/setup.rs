@@ -9,7 +9,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd};
 
-use crate::error::{Error, KvmContext};
+use crate::error::{Doing, Error};
 use crate::host::HostKind;
 use crate::pvm;
 
@@ -43,7 +43,7 @@ pub fn set_boot_state(vcpu: &VcpuFd, registers: &Registers) -> Result<(), Error>
 
 /// Gives a vCPU the MSRs that firmware would have set.
 pub fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
-    let entries = boot_msrs(true).map(|msr| kvm_msr_entry {
+    let entries = boot_msrs().map(|msr| kvm_msr_entry {
         index: msr.index,
         data: msr.value,
         ..Default::default()

@@ -14,7 +14,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::{Buses, Vcpu, setup};
-use crate::error::{Error, KvmContext};
+use crate::error::{Doing, Error};
 use crate::host::HostKind;
 use crate::lifecycle::{Lifecycle, Stop};
 use crate::memory::GuestMemory;
@@ -167,12 +167,12 @@ fn create_vcpu(
     cpuid: &CpuId,
     host: HostKind,
 ) -> Result<(VcpuFd, Option<PvmVcpu>), Error> {
-    let mut fd = machine.fd.create_vcpu(index.into()).doing("create a vCPU")?;
+    let fd = machine.fd.create_vcpu(index.into()).doing("create a vCPU")?;
     fd.set_cpuid2(cpuid).doing("set a vCPU's CPUID")?;
     setup::set_msrs(&fd)?;
     let pvm = match host {
         HostKind::Hardware => None,
-        HostKind::Pvm => Some(PvmVcpu::new(&machine.fd, &mut fd, layout::PVM_STUB)?),
+        HostKind::Pvm => Some(PvmVcpu::new(&machine.fd, layout::PVM_STUB)?),
     };
     Ok((fd, pvm))
 }

@@ -59,11 +59,11 @@ impl Guest {
         // SAFETY: the region is mapped by `ram`, which lives as long as the VM: both are fields of `Guest`.
         unsafe { vm.set_user_memory_region(region).unwrap() };
         prepare_vm(&vm).unwrap();
-        let mut vcpu = vm.create_vcpu(0).unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
         let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
         mask_cpuid(cpuid.as_mut_slice());
         vcpu.set_cpuid2(&cpuid).unwrap();
-        let pvm = PvmVcpu::new(&vm, &mut vcpu, GuestAddress(STUB)).unwrap();
+        let pvm = PvmVcpu::new(&vm, GuestAddress(STUB)).unwrap();
         let mut guest = Guest {
             ram,
             vcpu,
@@ -180,7 +180,7 @@ impl Guest {
                 VcpuExit::IoOut(port, _) => {
                     let exception = (port < 32).then_some(port as u8);
                     return Outcome {
-                        regs: self.vcpu.sync_regs().regs,
+                        regs: self.vcpu.get_regs().unwrap(),
                         exception,
                         completed,
                     };

@@ -104,7 +104,7 @@ fn kvm_syscall_reaches_the_kernel() {
             (KERNEL + ENTRY, USER + 3, USER_STACK)
         );
         assert_eq!((regs.r11 & 0x201, regs.rflags & 0x4_7700), (0x201, 0));
-        let sregs = guest.vcpu.sync_regs().sregs;
+        let sregs = guest.vcpu.get_sregs().unwrap();
         assert_eq!((sregs.cs.selector, sregs.cs.dpl), (0x10, 0));
         assert_eq!(outcome.completed, 0);
     }
@@ -171,5 +171,5 @@ fn kvm_syscall_with_page_table_isolation() {
         (None, KERNEL + ENTRY)
     );
     assert_eq!((outcome.regs.rcx, outcome.regs.rsp), (USER + 2, USER_STACK));
-    assert_eq!(guest.vcpu.sync_regs().sregs.cr3, user_root);
+    assert_eq!(guest.vcpu.get_sregs().unwrap().cr3, user_root);
 }
