@@ -9,32 +9,42 @@ KVM ?=
 # Two guests at a time: a guest keeps one core busy while it boots.
 TEST_THREADS ?= 2
 
-# What builds posada, and what builds and packs the guest.
-PACKAGES := ca-certificates gcc flex bison bc libelf-dev libssl-dev xz-utils cpio kmod busybox-static linux-source-6.1
-# Debian's current Rust, where there is none yet (rustc itself is too old in Debian 12).
-ifeq ($(shell command -v cargo),)
+# What builds posada. Where there is no cargo, or one too old, Debian's current one (rustc-web in Debian 12).
+OLDEST_CARGO := 1.90
+PACKAGES := gcc libc6-dev ca-certificates
+ifneq ($(shell printf '%s\n' $(OLDEST_CARGO) "$$(cargo --version 2>/dev/null | cut -d' ' -f2)" | sort -V | head -n 1),$(OLDEST_CARGO))
 PACKAGES += cargo-web rustc-web rustfmt-web rust-web-clippy
 endif
+# What builds and packs the guest.
+GUEST_PACKAGES := make flex bison bc libelf-dev libssl-dev xz-utils cpio kmod busybox-static linux-source-6.1
 
-.PHONY: help deps guest build run test bench lint deny clean
+.PHONY: help deps guest-deps guest build run test bench lint deny clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
-deps: ## install the Debian packages that are missing (as root), or say which
-	@missing=; \
-	for package in $(PACKAGES); do \
-	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'install ok installed' || missing="$$missing $$package"; \
-	done; \
-	if [ -z "$$missing" ]; then exit 0; fi; \
-	if [ "$$(id -u)" = 0 ]; then \
-	  echo "installing$$missing"; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	else \
-	  echo "posada needs more of Debian's packages. Run: sudo apt-get install$$missing" >&2; exit 1; \
-	fi
+# Installs the Debian packages of its argument that are missing (as root), or says which.
+define install
+@missing=; \
+for package in $(1); do \
+  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'install ok installed' || missing="$$missing $$package"; \
+done; \
+if [ -z "$$missing" ]; then exit 0; fi; \
+if [ "$$(id -u)" = 0 ]; then \
+  echo "installing$$missing"; \
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+else \
+  echo "posada needs more of Debian's packages. Run: sudo apt-get install$$missing" >&2; exit 1; \
+fi
+endef
 
-guest: deps ## build the tiny Linux guest, unless it is in the cache
+deps: ## install what builds posada
+	$(call install,$(PACKAGES))
+
+guest-deps: ## install what builds the guest
+	$(call install,$(GUEST_PACKAGES))
+
+guest: deps guest-deps ## build the tiny Linux guest, unless it is in the cache
 	@guest-images/build tiny
 
 build: deps ## build the posada command: target/release/posada

@@ -5,6 +5,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use thiserror::Error;
 
@@ -66,6 +67,9 @@ struct Slot {
 #[derive(Default)]
 pub struct Bus {
     slots: Vec<Slot>,
+    /// The slot that was found last, which is most often the next one too: a look-up there is one comparison, where
+    /// the end of a search's loop, mispredicted after an exit, is 25 ns.
+    recent: AtomicUsize,
 }
 
 impl Bus {
@@ -105,13 +109,24 @@ impl Bus {
         }
     }
 
+    #[inline]
     fn find(&self, addr: u64, len: usize) -> Option<(&dyn BusDevice, u64)> {
-        let slot = self
-            .slots
-            .get(self.slots.partition_point(|slot| slot.end <= addr))?;
+        let recent = self.slots.get(self.recent.load(Ordering::Relaxed));
+        let slot = match recent.filter(|slot| slot.base <= addr && addr < slot.end) {
+            Some(slot) => slot,
+            None => self.search(addr)?,
+        };
         let offset = addr.checked_sub(slot.base)?;
-        let room = slot.end - addr;
+        let room = slot.end.checked_sub(addr)?;
         (len as u64 <= room).then_some((&*slot.device, offset))
+    }
+
+    #[cold]
+    fn search(&self, addr: u64) -> Option<&Slot> {
+        let at = self.slots.partition_point(|slot| slot.end <= addr);
+        let slot = self.slots.get(at).filter(|slot| slot.base <= addr)?;
+        self.recent.store(at, Ordering::Relaxed);
+        Some(slot)
     }
 }
 

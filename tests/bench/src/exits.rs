@@ -9,7 +9,9 @@ use devices::power::{self, PowerRegisters};
 use devices::{BusDevice, GuestRequest};
 use posada_bench::bare_vm::BareVm;
 use posada_bench::programs::{self, ADDRESS, EXITS, PORT};
+use vmm::host::HostKind;
 use vmm::lifecycle::{Lifecycle, Stop};
+use vmm::pvm::PvmVcpu;
 use vmm::vcpu::{Buses, Machine, Vcpu};
 
 use crate::table::Table;
@@ -66,6 +68,12 @@ fn through_posada(code: &[u8]) -> f64 {
         .mmio
         .insert(ADDRESS, 0x1000, Arc::new(Trivial))
         .expect("a free address");
+    let pvm = match HostKind::detect() {
+        HostKind::Hardware => None,
+        HostKind::Pvm => {
+            Some(PvmVcpu::new(&machine.fd, layout::PVM_STUB).expect("what a vCPU needs on kvm-pvm"))
+        }
+    };
     let lifecycle = Arc::new(Lifecycle::new().expect("an eventfd"));
     lifecycle.start();
     let vcpu = Vcpu {
@@ -73,7 +81,7 @@ fn through_posada(code: &[u8]) -> f64 {
         fd: vcpu,
         buses: buses.into(),
         machine: machine.clone(),
-        pvm: None,
+        pvm,
         lifecycle: lifecycle.clone(),
     };
     let time = microseconds_each(|| vcpu.run());

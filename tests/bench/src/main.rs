@@ -1,4 +1,6 @@
 //! `make bench`: what posada costs, each figure beside the floor of the same run.
+//!
+//! Exit status: 0 if every limit is kept, 1 if one is missed, 2 for a measurement that does not exist.
 
 mod exits;
 mod linux;
@@ -7,6 +9,7 @@ mod table;
 mod touch;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use table::Table;
 
@@ -22,7 +25,7 @@ const MEASUREMENTS: [(&str, Measurement); 5] = [
     ("linux", linux::measure),
 ];
 
-fn main() {
+fn main() -> ExitCode {
     let selected: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = selected
         .iter()
@@ -32,7 +35,7 @@ fn main() {
         eprintln!(
             "posada-bench: there is no measurement '{unknown}'; name some of: {names}, or none for all"
         );
-        std::process::exit(2);
+        return ExitCode::from(2);
     }
     let mut table = Table::default();
     for (name, measure) in MEASUREMENTS {
@@ -42,6 +45,11 @@ fn main() {
         }
     }
     print!("{table}");
+    if table.kept() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// The command that is measured.

@@ -17,6 +17,13 @@ struct Row {
     limit: f64,
 }
 
+impl Row {
+    /// The limit is for the ratio to the floor, or where there is none for the value itself.
+    fn kept(&self) -> bool {
+        self.floor.map_or(self.value, |(_, ratio)| ratio) <= self.limit
+    }
+}
+
 /// Results, each with the limit that it should keep.
 #[derive(Default)]
 pub struct Table {
@@ -54,6 +61,11 @@ impl Table {
         });
     }
 
+    /// Whether every result keeps its limit.
+    pub fn kept(&self) -> bool {
+        self.rows.iter().all(Row::kept)
+    }
+
     /// A line below the table.
     pub fn remark(&mut self, remark: String) {
         self.remarks.push(remark);
@@ -69,27 +81,24 @@ impl fmt::Display for Table {
         )?;
         for row in &self.rows {
             let value = format!("{:.3} {}", row.value, row.unit);
-            match row.floor {
-                Some((floor, ratio)) => {
-                    let floor_text = format!("{floor:.3} {}", row.unit);
-                    let limit = format!("{} ×", row.limit);
-                    let mark = if ratio <= row.limit { "" } else { "  MISSED" };
-                    writeln!(
-                        f,
-                        "{:<44} {value:>12} {floor_text:>12} {ratio:>8.3} {limit:>10}{mark}",
-                        row.what
-                    )?;
-                }
-                None => {
-                    let limit = format!("{} {}", row.limit, row.unit);
-                    let mark = if row.value <= row.limit { "" } else { "  MISSED" };
-                    writeln!(
-                        f,
-                        "{:<44} {value:>12} {:>12} {:>8} {limit:>10}{mark}",
-                        row.what, "", ""
-                    )?;
-                }
-            }
+            let (floor, ratio, limit) = match row.floor {
+                Some((floor, ratio)) => (
+                    format!("{floor:.3} {}", row.unit),
+                    format!("{ratio:.3}"),
+                    format!("{} ×", row.limit),
+                ),
+                None => (
+                    String::new(),
+                    String::new(),
+                    format!("{} {}", row.limit, row.unit),
+                ),
+            };
+            let mark = if row.kept() { "" } else { "  MISSED" };
+            let what = row.what;
+            writeln!(
+                f,
+                "{what:<44} {value:>12} {floor:>12} {ratio:>8} {limit:>10}{mark}"
+            )?;
         }
         self.remarks
             .iter()

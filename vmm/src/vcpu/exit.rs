@@ -118,7 +118,7 @@ const KVM_RUN: c_ulong = 0xae80;
 ///
 /// kvm-ioctls has this too, but of a `rep outs` it tells only how many bytes there are, not how wide each value
 /// is; so the kernel's own record is read here, and read once.
-#[inline]
+#[inline(always)]
 pub fn enter(vcpu: &mut VcpuFd) -> Exit<'_> {
     // SAFETY: the descriptor is a vCPU's. KVM_RUN takes no argument, and writes to kvm_run, which the vCPU has
     // mapped and to which `&mut` says that there is no other reference, and to the guest's memory, which is not
@@ -175,6 +175,7 @@ pub fn enter(vcpu: &mut VcpuFd) -> Exit<'_> {
     }
 }
 
+#[inline(always)]
 fn port_access(run: &mut kvm_run) -> Exit<'_> {
     // SAFETY: called for KVM_EXIT_IO only, for which the kernel filled this member of the union.
     let io = unsafe { run.__bindgen_anon_1.io };
@@ -194,26 +195,22 @@ fn port_access(run: &mut kvm_run) -> Exit<'_> {
 }
 
 /// Answers an exit: what concerns a device at once, what needs more is for the caller to do.
-#[inline]
+#[inline(always)]
 pub fn handle(exit: Exit<'_>, buses: &Buses) -> Next {
     match exit {
+        Exit::PortOut { port, width, data } if data.len() == width => {
+            next(buses.pio.write(port.into(), data))
+        }
         Exit::PortOut { port, width, data } => {
-            for value in data.chunks(width.max(1)) {
-                if let ControlFlow::Break(request) = buses.pio.write(port.into(), value) {
-                    return Next::Request(request);
-                }
-            }
-            Next::Enter
+            let mut values = data.chunks(width.max(1));
+            next(values.try_for_each(|value| buses.pio.write(port.into(), value)))
         }
         Exit::PortIn { port, width, data } => {
             data.chunks_mut(width.max(1))
                 .for_each(|value| buses.pio.read(port.into(), value));
             Next::Enter
         }
-        Exit::MmioWrite { addr, data } => match buses.mmio.write(addr, data) {
-            ControlFlow::Continue(()) => Next::Enter,
-            ControlFlow::Break(request) => Next::Request(request),
-        },
+        Exit::MmioWrite { addr, data } => next(buses.mmio.write(addr, data)),
         Exit::MmioRead { addr, data } => {
             buses.mmio.read(addr, data);
             Next::Enter
@@ -222,6 +219,14 @@ pub fn handle(exit: Exit<'_>, buses: &Buses) -> Next {
         Exit::EmulationFailed => Next::CompleteInstruction,
         Exit::Interrupted => Next::Check,
         Exit::Crashed(crash) => Next::Crash(crash),
+    }
+}
+
+#[inline(always)]
+fn next(answer: ControlFlow<GuestRequest>) -> Next {
+    match answer {
+        ControlFlow::Continue(()) => Next::Enter,
+        ControlFlow::Break(request) => Next::Request(request),
     }
 }
 

@@ -6,6 +6,7 @@ mod reset;
 mod setup;
 mod thread;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use devices::GuestRequest;
@@ -50,29 +51,40 @@ impl Vcpu {
     }
 
     /// The hot path. Returns why the guest cannot go on, or `None` when the machine has been stopped already.
+    ///
+    /// What a device has answered goes straight back into the guest. A match on all cases would be a jump table, and
+    /// an indirect jump costs 25 ns here: an exit leaves the CPU's branch predictor with little.
     fn run_loop(&mut self) -> Option<Stop> {
         loop {
-            match exit::handle(exit::enter(&mut self.fd), &self.buses) {
-                Next::Enter => {}
-                Next::Check => {
-                    self.fd.set_kvm_immediate_exit(0);
-                    if self.lifecycle.is_stopped() {
-                        return None;
-                    }
-                }
-                Next::CompleteInstruction => {
-                    if let Err(stop) = self.complete_instruction() {
-                        return Some(stop);
-                    }
-                }
-                Next::WriteMsr { index, value } => {
-                    if let Err(stop) = self.write_msr(index, value) {
-                        return Some(stop);
-                    }
-                }
-                Next::Request(request) => return Some(self.answer(request)),
-                Next::Crash(crash) => return Some(self.crashed(&describe(crash))),
+            let next = exit::handle(exit::enter(&mut self.fd), &self.buses);
+            if next != Next::Enter
+                && let ControlFlow::Break(stop) = self.attend_to(next)
+            {
+                return stop;
             }
+        }
+    }
+
+    /// What an exit needs beside a device.
+    #[cold]
+    fn attend_to(&mut self, next: Next) -> ControlFlow<Option<Stop>> {
+        let done = match next {
+            Next::Enter => Ok(()),
+            Next::Check => {
+                self.fd.set_kvm_immediate_exit(0);
+                match self.lifecycle.is_stopped() {
+                    true => return ControlFlow::Break(None),
+                    false => Ok(()),
+                }
+            }
+            Next::CompleteInstruction => self.complete_instruction(),
+            Next::WriteMsr { index, value } => self.write_msr(index, value),
+            Next::Request(request) => Err(self.answer(request)),
+            Next::Crash(crash) => Err(self.crashed(&describe(crash))),
+        };
+        match done {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(stop) => ControlFlow::Break(Some(stop)),
         }
     }
 
