@@ -198,7 +198,7 @@ fn port_access(run: &mut kvm_run) -> Exit<'_> {
 #[inline(always)]
 pub fn handle(exit: Exit<'_>, buses: &Buses) -> Next {
     match exit {
-        Exit::PortOut { port, width, data } if data.len() == width => {
+        Exit::PortOut { port, width, data } if data.len() == width.max(1) => {
             next(buses.pio.write(port.into(), data))
         }
         Exit::PortOut { port, width, data } => {
