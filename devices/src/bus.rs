@@ -92,7 +92,7 @@ impl Bus {
     }
 
     /// Reads at `addr`. Where no device answers for the whole access, the bus floats: all bits are one.
-    #[inline]
+    #[inline(always)]
     pub fn read(&self, addr: u64, data: &mut [u8]) {
         match self.find(addr, data.len()) {
             Some((device, offset)) => device.read(offset, data),
@@ -101,7 +101,7 @@ impl Bus {
     }
 
     /// Writes at `addr`. Where no device answers for the whole access, the write is lost.
-    #[inline]
+    #[inline(always)]
     pub fn write(&self, addr: u64, data: &[u8]) -> ControlFlow<GuestRequest> {
         match self.find(addr, data.len()) {
             Some((device, offset)) => device.write(offset, data),
@@ -109,7 +109,7 @@ impl Bus {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn find(&self, addr: u64, len: usize) -> Option<(&dyn BusDevice, u64)> {
         let recent = self.slots.get(self.recent.load(Ordering::Relaxed));
         let slot = match recent.filter(|slot| slot.base <= addr && addr < slot.end) {

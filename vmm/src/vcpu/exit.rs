@@ -131,26 +131,19 @@ pub fn enter(vcpu: &mut VcpuFd) -> Exit<'_> {
         };
     }
     let run = vcpu.get_kvm_run();
+    // Devices first, by branches: a jump table would be an indirect jump, which after an exit is never predicted.
     match run.exit_reason {
         KVM_EXIT_IO => port_access(run),
-        KVM_EXIT_MMIO => {
-            // SAFETY: exit_reason says that the kernel filled this member of the union.
-            let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
-            let len = (mmio.len as usize).min(mmio.data.len());
-            let data = &mut mmio.data[..len];
-            match mmio.is_write {
-                0 => Exit::MmioRead {
-                    addr: mmio.phys_addr,
-                    data,
-                },
-                _ => Exit::MmioWrite {
-                    addr: mmio.phys_addr,
-                    data,
-                },
-            }
-        }
+        KVM_EXIT_MMIO => memory_access(run),
+        _ => other_exit(run),
+    }
+}
+
+#[cold]
+fn other_exit(run: &mut kvm_run) -> Exit<'_> {
+    match run.exit_reason {
         KVM_EXIT_X86_WRMSR => {
-            // SAFETY: as above.
+            // SAFETY: exit_reason says that the kernel filled this member of the union.
             let msr = unsafe { &mut run.__bindgen_anon_1.msr };
             Exit::MsrWrite {
                 index: msr.index,
@@ -172,6 +165,24 @@ pub fn enter(vcpu: &mut VcpuFd) -> Exit<'_> {
         KVM_EXIT_SHUTDOWN => Exit::Crashed(Crash::TripleFault),
         KVM_EXIT_INTR => Exit::Interrupted,
         other => Exit::Crashed(Crash::Unexpected(other)),
+    }
+}
+
+#[inline(always)]
+fn memory_access(run: &mut kvm_run) -> Exit<'_> {
+    // SAFETY: called for KVM_EXIT_MMIO only, for which the kernel filled this member of the union.
+    let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+    let len = (mmio.len as usize).min(mmio.data.len());
+    let data = &mut mmio.data[..len];
+    match mmio.is_write {
+        0 => Exit::MmioRead {
+            addr: mmio.phys_addr,
+            data,
+        },
+        _ => Exit::MmioWrite {
+            addr: mmio.phys_addr,
+            data,
+        },
     }
 }
 
