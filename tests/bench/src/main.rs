@@ -4,6 +4,7 @@
 
 mod exits;
 mod linux;
+mod pairs;
 mod start;
 mod table;
 mod touch;

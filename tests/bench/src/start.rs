@@ -1,30 +1,20 @@
 //! Process start → the guest's first output, and → the end of the process.
 
-use std::fs;
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use posada_tests::payload;
 
+use crate::pairs;
 use crate::table::Table;
-use crate::{floor, posada};
 
 const RUNS: usize = 40;
 const LIMIT: f64 = 1.2;
 
-/// Runs both in turn, so that a change in the machine's speed meets both.
+/// Measures a guest of a page that says something at once.
 pub fn measure(table: &mut Table) {
-    let (posada, floor) = (posada(), floor());
-    let kernel = std::env::temp_dir().join(format!("posada-bench-{}.elf", std::process::id()));
-    fs::write(&kernel, payload::elf(payload::hello(), false)).expect("a file for the guest");
-    let pairs: Vec<_> = (0..RUNS)
-        .map(|_| {
-            let by_posada = first_output(Command::new(&posada).args(["run", "--kernel"]).arg(&kernel));
-            (by_posada, first_output(Command::new(&floor).arg("hello")))
-        })
-        .collect();
-    fs::remove_file(&kernel).expect("the guest's file can be removed");
+    let pairs = pairs::measure(RUNS, payload::hello(), "hello", first_output);
     table.ratio("start → first output, 128 MiB", &pairs, "ms", LIMIT);
 }
 

@@ -1,37 +1,26 @@
 //! The first touch of guest memory: what the host does to give a guest a page.
 
-use std::fs;
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use posada_bench::programs::{self, TOUCHED_FROM, TOUCHED_TO};
-use posada_tests::payload;
 
+use crate::pairs;
 use crate::table::{Table, median};
-use crate::{floor, posada};
 
 const RUNS: usize = 7;
 /// Microseconds.
 const LIMIT: f64 = 0.6;
 
-/// Runs both in turn.
+/// Measures a guest that touches 96 MiB, twice.
 pub fn measure(table: &mut Table) {
-    let (posada, floor) = (posada(), floor());
-    let kernel = std::env::temp_dir().join(format!("posada-bench-touch-{}.elf", std::process::id()));
-    fs::write(&kernel, payload::elf(programs::touch(), false)).expect("a file for the guest");
-    let (mut posada_runs, mut floor_runs) = (Vec::new(), Vec::new());
-    for _ in 0..RUNS {
-        posada_runs.push(first_touch(
-            Command::new(&posada).args(["run", "--kernel"]).arg(&kernel),
-        ));
-        floor_runs.push(first_touch(Command::new(&floor).arg("touch")));
-    }
-    fs::remove_file(&kernel).expect("the guest's file can be removed");
-    table.absolute("first touch of a 4 KiB page", median(posada_runs), "µs", LIMIT);
+    let pairs = pairs::measure(RUNS, programs::touch(), "touch", first_touch);
+    let (posada, floor): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+    table.absolute("first touch of a 4 KiB page", median(posada), "µs", LIMIT);
     table.remark(format!(
         "first touch on the floor, with huge pages: {:.3} µs",
-        median(floor_runs)
+        median(floor)
     ));
 }
 
