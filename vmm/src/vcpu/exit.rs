@@ -45,19 +45,14 @@ pub enum Exit<'a> {
         /// Takes one value or, for `rep ins`, several.
         data: &'a mut [u8],
     },
-    /// It wrote where there is no RAM.
-    MmioWrite {
+    /// It wrote or read where there is no RAM. One case for both: two would be told apart by an indirect jump.
+    Mmio {
         /// The guest-physical address.
         addr: u64,
-        /// 1 to 8 bytes.
-        data: &'a [u8],
-    },
-    /// It reads where there is no RAM.
-    MmioRead {
-        /// The guest-physical address.
-        addr: u64,
-        /// Takes 1 to 8 bytes.
+        /// 1 to 8 bytes: what it wrote, or room for what it reads.
         data: &'a mut [u8],
+        /// Whether it wrote.
+        write: bool,
     },
     /// It wrote an MSR that this host kind watches.
     MsrWrite {
@@ -173,16 +168,10 @@ fn memory_access(run: &mut kvm_run) -> Exit<'_> {
     // SAFETY: called for KVM_EXIT_MMIO only, for which the kernel filled this member of the union.
     let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
     let len = (mmio.len as usize).min(mmio.data.len());
-    let data = &mut mmio.data[..len];
-    match mmio.is_write {
-        0 => Exit::MmioRead {
-            addr: mmio.phys_addr,
-            data,
-        },
-        _ => Exit::MmioWrite {
-            addr: mmio.phys_addr,
-            data,
-        },
+    Exit::Mmio {
+        addr: mmio.phys_addr,
+        data: &mut mmio.data[..len],
+        write: mmio.is_write != 0,
     }
 }
 
@@ -221,8 +210,10 @@ pub fn handle(exit: Exit<'_>, buses: &Buses) -> Next {
                 .for_each(|value| buses.pio.read(port.into(), value));
             Next::Enter
         }
-        Exit::MmioWrite { addr, data } => next(buses.mmio.write(addr, data)),
-        Exit::MmioRead { addr, data } => {
+        Exit::Mmio { addr, data, write } => {
+            if write {
+                return next(buses.mmio.write(addr, data));
+            }
             buses.mmio.read(addr, data);
             Next::Enter
         }

@@ -95,9 +95,10 @@ fn memory_accesses_reach_the_device_at_their_address() {
     let mut data = [0; 8];
     assert_eq!(
         handle(
-            Exit::MmioRead {
+            Exit::Mmio {
                 addr: 0xd000_0ff8,
-                data: &mut data
+                data: &mut data,
+                write: false
             },
             &buses
         ),
@@ -106,9 +107,10 @@ fn memory_accesses_reach_the_device_at_their_address() {
     assert_eq!(data, [1; 8]);
     assert_eq!(
         handle(
-            Exit::MmioRead {
+            Exit::Mmio {
                 addr: 0xd000_0ff9,
-                data: &mut data
+                data: &mut data,
+                write: false
             },
             &buses
         ),
@@ -117,9 +119,10 @@ fn memory_accesses_reach_the_device_at_their_address() {
     assert_eq!(data, [0xff; 8], "an access that reaches past the device floats");
     assert_eq!(
         handle(
-            Exit::MmioWrite {
+            Exit::Mmio {
                 addr: 0xd000_0000,
-                data: &[7, 8]
+                data: &mut [7, 8],
+                write: true
             },
             &buses
         ),
@@ -127,9 +130,10 @@ fn memory_accesses_reach_the_device_at_their_address() {
     );
     assert_eq!(*probe.written.lock().unwrap(), [[7, 8]]);
     let reset = handle(
-        Exit::MmioWrite {
+        Exit::Mmio {
             addr: 0xd000_0000,
-            data: &[0xfe],
+            data: &mut [0xfe],
+            write: true,
         },
         &buses,
     );
