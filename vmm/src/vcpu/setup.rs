@@ -14,10 +14,8 @@ use crate::host::HostKind;
 use crate::pvm;
 
 /// What KVM can show a guest of the host's CPU.
-pub fn supported_leaves(kvm: &Kvm) -> Result<Vec<Leaf>, Error> {
-    let supported = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .doing("read the host's CPUID")?;
+pub fn supported_leaves(kvm: &Kvm) -> Result<Vec<Leaf>, kvm_ioctls::Error> {
+    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     Ok(supported.as_slice().iter().map(leaf).collect())
 }
 

@@ -28,8 +28,8 @@ pub struct Host {
     pub kind: HostKind,
     /// Number of vCPUs that there will be.
     pub cpus: u32,
-    /// What KVM can show of the host's CPU. Reading it is slow, so one thread does it for all.
-    leaves: OnceLock<Vec<Leaf>>,
+    /// What KVM can show of the host's CPU. Reading it is slow, so one thread does it and the others wait for it.
+    leaves: OnceLock<Result<Vec<Leaf>, kvm_ioctls::Error>>,
 }
 
 impl Host {
@@ -44,11 +44,9 @@ impl Host {
     }
 
     fn leaves(&self) -> Result<&[Leaf], Error> {
-        if let Some(leaves) = self.leaves.get() {
-            return Ok(leaves);
-        }
-        let leaves = setup::supported_leaves(&self.kvm)?;
-        Ok(self.leaves.get_or_init(|| leaves))
+        let leaves = self.leaves.get_or_init(|| setup::supported_leaves(&self.kvm));
+        let leaves = leaves.as_deref().map_err(|error| *error);
+        leaves.doing("read the host's CPUID")
     }
 }
 
