@@ -83,14 +83,6 @@ pub enum Error {
     /// Two devices want one address.
     #[error("cannot place a device: {0}")]
     Bus(#[from] BusError),
-    /// KVM refused something.
-    #[error("cannot {what}: {source}")]
-    Kvm {
-        /// What was tried.
-        what: &'static str,
-        /// What KVM said.
-        source: kvm_ioctls::Error,
-    },
     /// More CPUID entries or MSRs than KVM takes.
     #[error("KVM takes fewer than {0} CPUID entries or MSRs")]
     CpuidTooLong(usize),
@@ -100,9 +92,9 @@ pub enum Error {
     /// The help that a kvm-pvm host needs could not be set up.
     #[error(transparent)]
     Pvm(#[from] pvm::Error),
-    /// The host gives no more file descriptors, threads or the like.
+    /// KVM or the host refused something.
     #[error("cannot {what}: {source}")]
-    Resource {
+    Refused {
         /// What was tried.
         what: &'static str,
         /// Why not.
@@ -116,14 +108,11 @@ pub trait Doing<T> {
     fn doing(self, what: &'static str) -> Result<T, Error>;
 }
 
-impl<T> Doing<T> for Result<T, kvm_ioctls::Error> {
+impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
     fn doing(self, what: &'static str) -> Result<T, Error> {
-        self.map_err(|source| Error::Kvm { what, source })
-    }
-}
-
-impl<T> Doing<T> for io::Result<T> {
-    fn doing(self, what: &'static str) -> Result<T, Error> {
-        self.map_err(|source| Error::Resource { what, source })
+        self.map_err(|source| Error::Refused {
+            what,
+            source: source.into(),
+        })
     }
 }

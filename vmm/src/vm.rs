@@ -55,9 +55,7 @@ impl Vm {
         let kvm = host::open()?;
         let kind = choose_host_kind(config);
         check_memory_fits_cpu(config.memory())?;
-        vcpu::install_kick_handler()
-            .map_err(std::io::Error::from)
-            .doing("install a signal handler")?;
+        vcpu::install_kick_handler().doing("install a signal handler")?;
         let host = Arc::new(Host::new(kvm, kind, config.cpus()));
         let vcpus = (0..config.cpus())
             .map(|index| VcpuThread::spawn(index, host.clone()))

@@ -44,10 +44,7 @@ pub enum End {
 /// Keeps the signals that end a guest from killing this thread and all that it will start. To be called
 /// before there are other threads; [`attend`] then reads them.
 pub fn block_signals() -> Result<(), Error> {
-    watched_signals()
-        .thread_block()
-        .map_err(io::Error::from)
-        .doing("block signals")
+    watched_signals().thread_block().doing("block signals")
 }
 
 /// Where a guest's console prints: standard output.
@@ -63,7 +60,6 @@ fn watched_signals() -> SigSet {
 /// ends it. The terminal is raw meanwhile.
 pub fn attend(vm: &RunningVm) -> Result<End, Error> {
     let signals = SignalFd::with_flags(&watched_signals(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-        .map_err(io::Error::from)
         .doing("open a signalfd")?;
     let terminal = RawTerminal::enter().doing("put the terminal into raw mode")?;
     let mut manager = EventManager::new()
