@@ -16,15 +16,15 @@ use acpi_tables::xsdt::XSDT;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
-use crate::layout;
+use crate::layout::{self, VirtioSlot};
 
 /// What the tables describe beyond the machine that every guest has.
 #[derive(Clone, Copy, Default)]
 pub struct AcpiInfo<'a> {
     /// Number of CPUs, 1 to [`layout::MAX_CPUS`]; their APIC ids are 0 to `cpus` - 1.
     pub cpus: u32,
-    /// Further devices, as AML device objects that go into the scope `\_SB`.
-    pub devices: &'a [&'a dyn Aml],
+    /// The virtio devices.
+    pub virtio: &'a [VirtioSlot],
 }
 
 /// Why the ACPI tables were not written.
@@ -69,7 +69,7 @@ pub fn write<M: GuestMemoryBackend>(mem: &M, info: &AcpiInfo<'_>) -> Result<Gues
         .ok()
         .filter(|&n| n > 0 && info.cpus <= layout::MAX_CPUS);
     let cpus = cpus.ok_or(AcpiError::Cpus(info.cpus))?;
-    let tables = Tables::build(layout::RSDP, cpus, info.devices);
+    let tables = Tables::build(layout::RSDP, cpus, info.virtio);
     let room = layout::ACPI_END.0 - layout::RSDP.0;
     let size = tables.bytes.len() as u64;
     if size > room {
@@ -90,12 +90,12 @@ struct Tables {
 }
 
 impl Tables {
-    fn build(base: GuestAddress, cpus: u8, devices: &[&dyn Aml]) -> Self {
+    fn build(base: GuestAddress, cpus: u8, virtio: &[VirtioSlot]) -> Self {
         let mut tables = Tables {
             base,
             bytes: vec![0; Rsdp::len()],
         };
-        let dsdt = tables.add(&dsdt::dsdt(devices));
+        let dsdt = tables.add(&dsdt::dsdt(virtio));
         let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
         xsdt.add_entry(tables.add(&fadt(dsdt)));
         xsdt.add_entry(tables.add(&madt::madt(cpus)));

@@ -12,7 +12,7 @@
 //! 0x0009_fc00  MP floating pointer             |
 //! 0x000e_0000  RSDP and the other ACPI tables /
 //! 0x0010_0000  RAM: the kernel and, at the top, the initrd
-//! 0xc000_0000  no RAM: MMIO, I/O APIC, local APICs, KVM's own pages
+//! 0xc000_0000  no RAM: virtio devices (from 0xd000_0000), I/O APIC, local APICs, KVM's own pages
 //! 0x1_0000_0000  the rest of the RAM
 //! ```
 
@@ -65,6 +65,37 @@ pub const ACPI_END: GuestAddress = HIGH_RAM_START;
 
 /// Start of what the memory map calls reserved below 1 MiB; it ends at [`HIGH_RAM_START`].
 pub const LOW_RESERVED_START: GuestAddress = PVM_STUB;
+
+/// The first virtio device; one after another from here, [`VIRTIO_MMIO_SIZE`] bytes each.
+pub const VIRTIO_MMIO_START: GuestAddress = GuestAddress(0xd000_0000);
+/// Guest-physical space of one virtio device in bytes.
+pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// Interrupt lines of the virtio devices, in the devices' order: those pins of the I/O APIC that no PC device has. First
+/// those that no 8259 has either, then the free ones of a PC (not 9, which older Linux declares as ACPI's own, nor 13,
+/// the FPU's, nor the cascade and those of the timer, keyboard, serial ports and clock).
+pub const VIRTIO_IRQS: [u32; 16] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15];
+
+/// Where a virtio device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtioSlot {
+    /// Which of them, from 0 on.
+    pub index: usize,
+    /// Its registers.
+    pub base: GuestAddress,
+    /// Its interrupt line.
+    pub irq: u32,
+}
+
+/// The places of `count` virtio devices, or `None` if that are more than there are lines for.
+pub fn virtio_slots(count: usize) -> Option<Vec<VirtioSlot>> {
+    let slot = |(index, &irq)| VirtioSlot {
+        index,
+        base: GuestAddress(VIRTIO_MMIO_START.0 + VIRTIO_MMIO_SIZE * index as u64),
+        irq,
+    };
+    let irqs = VIRTIO_IRQS.get(..count)?;
+    Some(irqs.iter().enumerate().map(slot).collect())
+}
 
 /// The I/O APIC (MP spec 1.4 §3.6.5, where KVM's in-kernel one is too).
 pub const IO_APIC: GuestAddress = GuestAddress(0xfec0_0000);
@@ -150,6 +181,22 @@ mod tests {
             ram_ranges(64 * GIB),
             [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), 61 * GIB)]
         );
+    }
+
+    #[test]
+    fn virtio_devices_lie_in_the_hole_each_with_its_own_line() {
+        let slots = virtio_slots(VIRTIO_IRQS.len()).unwrap();
+        for pair in slots.windows(2) {
+            assert_eq!(pair[0].base.0 + VIRTIO_MMIO_SIZE, pair[1].base.0);
+        }
+        assert!(slots[0].base >= MMIO_HOLE_START);
+        assert!(slots[slots.len() - 1].base.0 + VIRTIO_MMIO_SIZE <= IO_APIC.0);
+        let mut irqs: Vec<u32> = slots.iter().map(|slot| slot.irq).collect();
+        irqs.sort_unstable();
+        irqs.dedup();
+        assert_eq!(irqs.len(), slots.len());
+        assert!(!irqs.contains(&COM1_IRQ));
+        assert_eq!(virtio_slots(slots.len() + 1), None);
     }
 
     #[test]

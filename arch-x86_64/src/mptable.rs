@@ -56,7 +56,8 @@ const NMI: u8 = 1;
 const EXT_INT: u8 = 3;
 
 const ISA_BUS: u8 = 0;
-const ISA_IRQS: u8 = 16;
+/// Pins of the I/O APIC. A real ISA bus has 16 lines; Linux takes a device's line from its entry all the same.
+const PINS: u8 = 24;
 /// ISA IRQ 2 is the cascade of the second 8259 and comes from no device.
 const CASCADE_IRQ: u8 = 2;
 const ALL_LOCAL_APICS: u8 = 0xff;
@@ -106,7 +107,7 @@ fn configuration_table(cpus: u8) -> Vec<u8> {
     }
     add(&[BUS, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
     add(&io_apic(io_apic_id));
-    for irq in (0..ISA_IRQS).filter(|&irq| irq != CASCADE_IRQ) {
+    for irq in (0..PINS).filter(|&irq| irq != CASCADE_IRQ) {
         // Flags 0: polarity and trigger as the bus has it, for ISA edge and active high. The last byte is the pin.
         add(&[IO_INTERRUPT, INT, 0, 0, ISA_BUS, irq, io_apic_id, irq]);
     }
@@ -114,7 +115,7 @@ fn configuration_table(cpus: u8) -> Vec<u8> {
     add(&[LOCAL_INTERRUPT, EXT_INT, 0, 0, ISA_BUS, 0, 0, 0]);
     add(&[LOCAL_INTERRUPT, NMI, 0, 0, ISA_BUS, 0, ALL_LOCAL_APICS, 1]);
 
-    // 44 + 254 * 20 + 19 * 8 = 5276 bytes at most.
+    // 44 + 254 * 20 + 27 * 8 = 5340 bytes at most.
     let length = table.len() as u16;
     table[LENGTH_OFFSET..LENGTH_OFFSET + 2].copy_from_slice(&length.to_le_bytes());
     table[ENTRY_COUNT_OFFSET..ENTRY_COUNT_OFFSET + 2].copy_from_slice(&entries.to_le_bytes());
@@ -221,7 +222,7 @@ mod tests {
             .filter(|e| e[0] == 3)
             .map(|e| (e[1], e[5], e[6], e[7]))
             .collect();
-        let expected: Vec<_> = (0..16)
+        let expected: Vec<_> = (0..24)
             .filter(|irq| *irq != 2)
             .map(|irq| (0, irq, 3, irq))
             .collect();

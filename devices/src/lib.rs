@@ -10,5 +10,6 @@ pub mod power;
 pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
+pub mod virtio;
 
 pub use bus::{Bus, BusDevice, BusError, GuestRequest};

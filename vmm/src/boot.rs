@@ -9,6 +9,7 @@ use std::path::Path;
 use arch_x86_64::acpi::{self, AcpiInfo};
 use arch_x86_64::boot::BootInfo;
 use arch_x86_64::kernel::{BootProtocol, Unpack};
+use arch_x86_64::layout::VirtioSlot;
 use arch_x86_64::registers::Registers;
 use arch_x86_64::{boot, initrd, kernel, mptable};
 use tracing::info;
@@ -21,7 +22,12 @@ use crate::memory::GuestMemory;
 use crate::pvm;
 
 /// Loads kernel, initrd and tables, and returns the registers that the boot CPU starts with.
-pub fn load(config: &VmConfig, host: HostKind, memory: &GuestMemory) -> Result<Registers, Error> {
+pub fn load(
+    config: &VmConfig,
+    host: HostKind,
+    memory: &GuestMemory,
+    virtio: &[VirtioSlot],
+) -> Result<Registers, Error> {
     let (kernel_path, initrd_path) = match &config.kernel {
         Some(kernel) => (kernel.clone(), config.initrd.clone()),
         None => {
@@ -55,10 +61,10 @@ pub fn load(config: &VmConfig, host: HostKind, memory: &GuestMemory) -> Result<R
         memory,
         &AcpiInfo {
             cpus: config.cpus(),
-            devices: &[],
+            virtio,
         },
     )?;
-    let cmdline = config.kernel_cmdline(host);
+    let cmdline = config.kernel_cmdline(host, virtio);
     info!("kernel command line: {cmdline}");
     if config.cmdline.is_none() && host == HostKind::Pvm {
         info!("of these, this host kind wants: {}", pvm::GUEST_OPTIONS);

@@ -10,8 +10,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _, G
 
 use crate::config::ByteSize;
 
-/// The memory of one guest, shared by all that read or write it.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+pub use devices::virtio::GuestMemory;
 
 /// Why a guest cannot have the memory that was asked for.
 #[derive(Debug, Error)]

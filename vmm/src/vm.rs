@@ -27,6 +27,7 @@ use crate::lifecycle::{Lifecycle, Stop};
 use crate::memory::{self, GuestMemory};
 use crate::pvm;
 use crate::vcpu::{self, Buses, Host, Machine, VcpuThread};
+use crate::virtio;
 
 /// A machine that has been built and has not run. Its vCPUs' threads wait for their start.
 pub struct Vm {
@@ -66,8 +67,10 @@ impl Vm {
 
         let lifecycle = Arc::new(Lifecycle::new().doing("open an eventfd")?);
         let room = eventfd()?;
-        let (buses, serial) = place_devices(&machine.fd, &room, console)?;
-        let registers = boot::load(config, kind, &machine.memory)?;
+        let (mut buses, serial) = place_devices(&machine.fd, &room, console)?;
+        let devices = virtio::open(config)?;
+        let slots = virtio::place(&machine.fd, &machine.memory, devices, &mut buses)?;
+        let registers = boot::load(config, kind, &machine.memory, &slots)?;
         vcpus.iter().try_for_each(VcpuThread::wait_until_ready)?;
         Ok(Self {
             vcpus,
@@ -237,6 +240,6 @@ fn place_devices(
     Ok((buses, serial))
 }
 
-fn eventfd() -> Result<EventFd, Error> {
+pub(crate) fn eventfd() -> Result<EventFd, Error> {
     EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).doing("open an eventfd")
 }

@@ -1,20 +1,22 @@
 //! The differentiated system description table: the devices that cannot be discovered, and the soft-off state.
 
 use acpi_tables::Aml;
-use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope};
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+};
 use acpi_tables::sdt::Sdt;
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::layout;
+use crate::layout::{self, VirtioSlot};
 
 const HEADER_SIZE: u32 = 36;
 /// Revision 2: integers are 64 bits wide (§5.2.11.1).
 const REVISION: u8 = 2;
 
-/// The DSDT with the machine's own devices and `devices`, all in `\_SB`.
+/// The DSDT with the machine's own devices and the virtio devices, all in `\_SB`.
 ///
 /// None has a _STA: without one a device is present and works (§6.3.7), and the guest has one object less to evaluate.
-pub(super) fn dsdt(devices: &[&dyn Aml]) -> Sdt {
+pub(super) fn dsdt(virtio: &[VirtioSlot]) -> Sdt {
     let mut aml = Vec::new();
     // _S5 (§7.4.2.6): SLP_TYP for soft off, twice, as if there were two control registers.
     let s5 = Package::new(vec![&layout::S5_SLEEP_TYPE, &layout::S5_SLEEP_TYPE]);
@@ -22,7 +24,8 @@ pub(super) fn dsdt(devices: &[&dyn Aml]) -> Sdt {
 
     let (com1, rtc, pvpanic) = (com1(), rtc(), pvpanic());
     let mut children: Vec<&dyn Aml> = vec![&com1, &rtc, &pvpanic];
-    children.extend_from_slice(devices);
+    let virtio: Vec<Raw> = virtio.iter().map(virtio_mmio).collect();
+    children.extend(virtio.iter().map(|device| device as &dyn Aml));
     Scope::new(Path::new("\\_SB_"), children).to_aml_bytes(&mut aml);
 
     let mut table = Sdt::new(
@@ -46,12 +49,14 @@ impl Aml for Raw {
     }
 }
 
-/// A device object with an id and fixed resources.
-fn device(name: &str, id: &dyn Aml, resources: Vec<&dyn Aml>) -> Raw {
+/// A device object with an id, fixed resources and whatever else it has.
+fn device(name: &str, id: &dyn Aml, resources: Vec<&dyn Aml>, more: &[&dyn Aml]) -> Raw {
     let id = Name::new(Path::new("_HID"), id);
     let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(resources));
+    let mut children: Vec<&dyn Aml> = vec![&id, &resources];
+    children.extend_from_slice(more);
     let mut bytes = Vec::new();
-    Device::new(Path::new(name), vec![&id, &resources]).to_aml_bytes(&mut bytes);
+    Device::new(Path::new(name), children).to_aml_bytes(&mut bytes);
     Raw(bytes)
 }
 
@@ -60,17 +65,29 @@ fn com1() -> Raw {
     let ports = IO::new(layout::COM1_PORT, layout::COM1_PORT, 1, 8);
     // Consumer, edge-triggered, active high, exclusive: an ISA interrupt.
     let irq = Interrupt::new(true, true, false, false, layout::COM1_IRQ);
-    device("COM1", &EISAName::new("PNP0501"), vec![&ports, &irq])
+    device("COM1", &EISAName::new("PNP0501"), vec![&ports, &irq], &[])
 }
 
 /// The CMOS clock, without its interrupt: there are no alarms.
 fn rtc() -> Raw {
     let ports = IO::new(layout::CMOS_PORT, layout::CMOS_PORT, 1, 2);
-    device("RTC_", &EISAName::new("PNP0B00"), vec![&ports])
+    device("RTC_", &EISAName::new("PNP0B00"), vec![&ports], &[])
 }
 
 /// The port by which a guest reports its panic (QEMU's docs/specs/pvpanic).
 fn pvpanic() -> Raw {
     let ports = IO::new(layout::PVPANIC_PORT, layout::PVPANIC_PORT, 1, 1);
-    device("PEVT", &"QEMU0001", vec![&ports])
+    device("PEVT", &"QEMU0001", vec![&ports], &[])
+}
+
+/// A virtio device over MMIO, by the id that Linux and others know it by. One id stands for all of them, so each needs a
+/// _UID (ACPI 6.5 §6.1.12).
+fn virtio_mmio(slot: &VirtioSlot) -> Raw {
+    // The hole, in which they lie, is below 4 GiB.
+    let registers = Memory32Fixed::new(true, slot.base.0 as u32, layout::VIRTIO_MMIO_SIZE as u32);
+    // Consumer, edge-triggered, active high, exclusive: an irqfd is a pulse.
+    let irq = Interrupt::new(true, true, false, false, slot.irq);
+    let uid = Name::new(Path::new("_UID"), &slot.index);
+    let name = format!("VR{:02X}", slot.index);
+    device(&name, &"LNRO0005", vec![&registers, &irq], &[&uid])
 }

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use arch_x86_64::layout::{self, VirtioSlot};
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -80,6 +81,10 @@ pub struct VmConfig {
     #[arg(long, value_name = "PROTOCOL", hide_default_value = true)]
     pub boot: Option<Boot>,
 
+    /// Give the guest a source of random numbers (virtio-rng)
+    #[arg(long)]
+    pub rng: bool,
+
     /// What kind of KVM the host has, instead of finding out
     #[arg(long, value_name = "KIND")]
     pub host_kind: Option<HostKind>,
@@ -113,7 +118,7 @@ pub enum ConfigError {
     #[error("cmdline replaces the default command line and append adds to it: give one of the two")]
     CmdlineAndAppend,
     /// No CPU, or more than posada can describe to a guest.
-    #[error("{0} CPUs: a guest has 1 to {max}", max = arch_x86_64::layout::MAX_CPUS)]
+    #[error("{0} CPUs: a guest has 1 to {max}", max = layout::MAX_CPUS)]
     Cpus(u32),
     /// Memory that is no whole number of pages.
     #[error("memory of {0}: it must be a multiple of the page size, {PAGE_SIZE} bytes")]
@@ -121,6 +126,9 @@ pub enum ConfigError {
     /// Too little memory for any guest.
     #[error("memory of {0}: a guest needs at least {MIN_MEMORY}")]
     MemoryTooSmall(ByteSize),
+    /// More virtio devices than there are interrupt lines.
+    #[error("{0} virtio devices: a guest has at most {max}", max = layout::VIRTIO_IRQS.len())]
+    TooManyDevices(usize),
     /// A NUL would end the command line where the user did not.
     #[error("{0} has a NUL character, which a kernel command line cannot have")]
     Nul(&'static str),
@@ -179,6 +187,7 @@ impl VmConfig {
             memory: self.memory.or(base.memory),
             name: self.name.or(base.name),
             boot: self.boot.or(base.boot),
+            rng: self.rng || base.rng,
             host_kind: self.host_kind.or(base.host_kind),
         }
     }
@@ -188,7 +197,7 @@ impl VmConfig {
         if self.cmdline.is_some() && self.append.is_some() {
             return Err(ConfigError::CmdlineAndAppend);
         }
-        if self.cpus() == 0 || self.cpus() > arch_x86_64::layout::MAX_CPUS {
+        if self.cpus() == 0 || self.cpus() > layout::MAX_CPUS {
             return Err(ConfigError::Cpus(self.cpus()));
         }
         let memory = self.memory();
@@ -226,12 +235,28 @@ impl VmConfig {
         self.boot.unwrap_or_default()
     }
 
-    /// The kernel's command line on a host of this kind. A host's own options are part of the default line
-    /// only: who replaces the line has the last word.
-    pub fn kernel_cmdline(&self, host: HostKind) -> String {
-        if let Some(cmdline) = &self.cmdline {
-            return cmdline.clone();
+    /// The kernel's command line on a host of this kind, for a guest with these virtio devices. A host's own options
+    /// are part of the default line only: who replaces the line has the last word. A kernel that is told
+    /// `acpi=off` is told of the devices as well.
+    pub fn kernel_cmdline(&self, host: HostKind, virtio: &[VirtioSlot]) -> String {
+        let line = match &self.cmdline {
+            Some(cmdline) => cmdline.clone(),
+            None => self.default_cmdline(host),
+        };
+        if !line.split_ascii_whitespace().any(|option| option == "acpi=off") {
+            return line;
         }
+        let devices = virtio.iter().map(|slot| {
+            let (base, irq) = (slot.base.0, slot.irq);
+            format!(
+                " virtio_mmio.device={:#x}@{base:#x}:{irq}",
+                layout::VIRTIO_MMIO_SIZE
+            )
+        });
+        line + &devices.collect::<String>()
+    }
+
+    fn default_cmdline(&self, host: HostKind) -> String {
         let host_options = match host {
             HostKind::Hardware => "",
             HostKind::Pvm => pvm::GUEST_OPTIONS,

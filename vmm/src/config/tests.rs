@@ -149,16 +149,29 @@ fn ranges_are_checked() {
 fn the_default_command_line_takes_additions_and_the_hosts_options() {
     let config = flags(&["--append=quiet"]);
     assert_eq!(
-        config.kernel_cmdline(HostKind::Hardware),
+        config.kernel_cmdline(HostKind::Hardware, &[]),
         "console=ttyS0,115200n8r panic=-1 quiet"
     );
-    let on_pvm = config.kernel_cmdline(HostKind::Pvm);
+    let on_pvm = config.kernel_cmdline(HostKind::Pvm, &[]);
     assert!(
         on_pvm.contains(pvm::GUEST_OPTIONS) && on_pvm.ends_with(" quiet"),
         "{on_pvm}"
     );
     assert_eq!(
-        flags(&["--cmdline=only this"]).kernel_cmdline(HostKind::Pvm),
+        flags(&["--cmdline=only this"]).kernel_cmdline(HostKind::Pvm, &[]),
         "only this"
     );
+}
+
+#[test]
+fn a_kernel_without_acpi_is_told_of_the_virtio_devices() {
+    let slots = layout::virtio_slots(2).unwrap();
+    let line = |args: &[&str]| flags(args).kernel_cmdline(HostKind::Hardware, &slots);
+    let devices = " virtio_mmio.device=0x1000@0xd0000000:16 virtio_mmio.device=0x1000@0xd0001000:17";
+    assert!(line(&["--append=acpi=off"]).ends_with(&format!(" acpi=off{devices}")));
+    assert_eq!(
+        line(&["--cmdline=a acpi=off b"]),
+        format!("a acpi=off b{devices}")
+    );
+    assert!(!line(&["--append=noacpi=offline"]).contains("virtio"));
 }

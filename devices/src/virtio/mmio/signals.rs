@@ -1,0 +1,100 @@
+//! What a device and its workers tell the driver, and the log: all of it in atomics, so no worker ever waits for a vCPU.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use tracing::{debug, warn};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::registers as reg;
+use crate::virtio::{Interrupt, Trouble};
+
+pub(super) struct Signals {
+    name: String,
+    line: EventFd,
+    interrupt_status: AtomicU32,
+    needs_reset: AtomicBool,
+    generation: AtomicU32,
+    /// Has the log heard of the guest's doings, of the host's?
+    reported: [AtomicBool; 2],
+}
+
+impl Signals {
+    pub(super) fn new(name: String, line: EventFd) -> Self {
+        Self {
+            name,
+            line,
+            interrupt_status: AtomicU32::new(0),
+            needs_reset: AtomicBool::new(false),
+            generation: AtomicU32::new(0),
+            reported: [const { AtomicBool::new(false) }; 2],
+        }
+    }
+
+    pub(super) fn interrupt_status(&self) -> u32 {
+        self.interrupt_status.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn acknowledge(&self, bits: u32) {
+        self.interrupt_status.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// The part of the status that is the device's to set.
+    pub(super) fn status_bits(&self) -> u32 {
+        if self.needs_reset.load(Ordering::SeqCst) {
+            reg::DEVICE_NEEDS_RESET
+        } else {
+            0
+        }
+    }
+
+    /// The device has been reset. The generation goes on: a driver may be reading it.
+    pub(super) fn reset(&self) {
+        self.needs_reset.store(false, Ordering::SeqCst);
+        self.interrupt_status.store(0, Ordering::SeqCst);
+    }
+
+    #[inline]
+    fn interrupt(&self, bit: u32) {
+        self.interrupt_status.fetch_or(bit, Ordering::SeqCst);
+        // Fails only when the counter is full, and then the interrupt is on its way.
+        let _ = self.line.write(1);
+    }
+}
+
+impl Interrupt for Signals {
+    #[inline]
+    fn queue_used(&self, _index: u16) {
+        self.interrupt(reg::INTERRUPT_QUEUE);
+    }
+
+    fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.interrupt(reg::INTERRUPT_CONFIG);
+    }
+
+    fn needs_reset(&self, why: &dyn fmt::Display) {
+        self.report(
+            Trouble::Guest,
+            &format_args!("the device needs a reset by its driver: {why}"),
+        );
+        self.needs_reset.store(true, Ordering::SeqCst);
+        self.interrupt(reg::INTERRUPT_CONFIG);
+    }
+
+    fn report(&self, trouble: Trouble, what: &dyn fmt::Display) {
+        let reported = match trouble {
+            Trouble::Guest => &self.reported[0],
+            Trouble::Host => &self.reported[1],
+        };
+        if reported.swap(true, Ordering::Relaxed) {
+            debug!("{}: {what}", self.name);
+        } else {
+            warn!("{}: {what}", self.name);
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! A split virtqueue (§2.7) from the device's side: chains come out of the available ring, completions go into the used one.
+//!
+//! The rings' indices and notification fields are virtio-queue's business; walking a chain is [`Chain`]'s, which unlike
+//! virtio-queue's own iterator says what is wrong with a malformed one instead of ending it early.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use thiserror::Error;
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Chain, GuestMemory, Interrupt};
+
+pub use virtio_queue::QueueState;
+
+/// What a driver did that a queue cannot go on from.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum QueueError {
+    /// The size is zero, no power of two, or more than the device allows.
+    #[error("a queue of {0} entries: it must be a power of two, and not more than the device allows")]
+    Size(u16),
+    /// A part of the queue is not aligned as §2.7 wants it.
+    #[error("the {0} is not aligned")]
+    Unaligned(&'static str),
+    /// A part of the queue is not in RAM as a whole.
+    #[error("descriptor table, available ring or used ring are not all in memory")]
+    NotInMemory,
+    /// The available index went further than the queue is long.
+    #[error("the available index has gone further than the queue is long")]
+    IndexJump,
+    /// A descriptor that does not exist.
+    #[error("descriptor {0}: the queue or the indirect table has no such one")]
+    NoSuchDescriptor(u16),
+    /// A chain with more descriptors than the queue: a loop, or an indirect table that is too long.
+    #[error("a descriptor chain that is a loop, or longer than the queue")]
+    TooLong,
+    /// A chain of 4 GiB or more (§2.7.4).
+    #[error("a descriptor chain of 4 GiB or more")]
+    TooLarge,
+    /// A buffer without bytes.
+    #[error("a buffer of zero bytes")]
+    EmptyBuffer,
+    /// A buffer that is not in RAM as a whole.
+    #[error("a buffer of {len} bytes at {address:#x}, where there is no memory")]
+    BadAddress {
+        /// Guest-physical address.
+        address: u64,
+        /// Length in bytes.
+        len: u32,
+    },
+    /// A buffer for the device to read that follows one for it to write (§2.7.4.2).
+    #[error("a buffer to read behind a buffer to write")]
+    ReadAfterWrite,
+    /// An indirect descriptor in an indirect table, one that goes on (§2.7.5.3.1), or an empty or broken table.
+    #[error("an indirect descriptor that is nested, goes on, or has no whole table")]
+    BadIndirect,
+    /// An indirect descriptor although the feature was not agreed on.
+    #[error("an indirect descriptor without the feature")]
+    IndirectNotNegotiated,
+}
+
+/// A queue that the driver has enabled and that lies in guest memory as a whole.
+pub struct Queue {
+    index: u16,
+    ring: virtio_queue::Queue,
+    indirect: bool,
+    memory: GuestMemory,
+    doorbell: EventFd,
+    interrupt: Arc<dyn Interrupt>,
+}
+
+/// What a queue is made of beside its state.
+pub struct QueueParts {
+    /// Its number in the device.
+    pub index: u16,
+    /// The memory that it lies in.
+    pub memory: GuestMemory,
+    /// Readable when the driver has rung.
+    pub doorbell: EventFd,
+    /// Where its interrupts go.
+    pub interrupt: Arc<dyn Interrupt>,
+    /// Whether INDIRECT_DESC was agreed on.
+    pub indirect: bool,
+}
+
+impl Queue {
+    /// Checks the queue once for its whole life.
+    ///
+    /// # Errors
+    /// Its size, its alignment or where it lies.
+    pub fn new(state: QueueState, parts: QueueParts) -> Result<Self, QueueError> {
+        check_alignment(&state)?;
+        let size = state.size;
+        let ring = virtio_queue::Queue::try_from(state).map_err(|_| QueueError::Size(size))?;
+        if !ring.is_valid(&parts.memory) {
+            return Err(QueueError::NotInMemory);
+        }
+        Ok(Self {
+            index: parts.index,
+            ring,
+            indirect: parts.indirect,
+            memory: parts.memory,
+            doorbell: parts.doorbell,
+            interrupt: parts.interrupt,
+        })
+    }
+
+    /// Its number in the device.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Number of entries.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// Readable when the driver has rung. Registered by the worker, and cleared by [`clear_doorbell`](Self::clear_doorbell).
+    pub fn doorbell(&self) -> &EventFd {
+        &self.doorbell
+    }
+
+    /// Where the device reports what concerns more than this queue.
+    pub fn interrupt(&self) -> &Arc<dyn Interrupt> {
+        &self.interrupt
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Rings the doorbell from within: there is more to do, after everybody else on the thread has had a turn.
+    pub fn ring(&self) {
+        // Fails only when the counter is full, and then it has rung.
+        let _ = self.doorbell.write(1);
+    }
+
+    /// The doorbell has been heard.
+    pub fn clear_doorbell(&self) {
+        // Fails only when it has not rung.
+        let _ = self.doorbell.read();
+    }
+
+    /// Takes the next chain that the driver has made available and lists its buffers in `chain`; `false` if there is none.
+    ///
+    /// # Errors
+    /// The ring or the chain is malformed. The queue cannot be used any further.
+    #[inline]
+    pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        let head = {
+            let mut available = self.ring.iter(&self.memory).map_err(|error| match error {
+                virtio_queue::Error::InvalidAvailRingIndex => QueueError::IndexJump,
+                _ => QueueError::NotInMemory,
+            })?;
+            match available.next() {
+                Some(next) => next.head_index(),
+                None => return Ok(false),
+            }
+        };
+        let table = (GuestAddress(self.ring.desc_table()), self.ring.size());
+        chain.walk(&self.memory, table, head, self.indirect)?;
+        Ok(true)
+    }
+
+    /// Whether the driver has made something available that was not taken yet. For polling: one load from memory.
+    #[inline]
+    pub fn has_available(&self) -> bool {
+        let available = self.ring.avail_idx(&self.memory, Ordering::Acquire);
+        available.is_ok_and(|index| index.0 != self.ring.next_avail())
+    }
+
+    /// Puts the chain that was taken last back, so that it is the next one again.
+    pub fn undo_pop(&mut self) {
+        self.ring.go_to_previous_position();
+    }
+
+    /// Gives the chain with this head back to the driver at once, `written` bytes of it being the device's.
+    ///
+    /// # Errors
+    /// A head that is no descriptor's, which no popped chain has.
+    #[inline]
+    pub fn complete(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        let added = self.ring.add_used(&self.memory, head, written);
+        added.map_err(|_| QueueError::NoSuchDescriptor(head))
+    }
+
+    /// Interrupts the driver if it wants to hear of what was completed since the last call.
+    #[inline]
+    pub fn signal(&mut self) {
+        if self.wants_signal() {
+            self.interrupt.queue_used(self.index);
+        }
+    }
+
+    /// EVENT_IDX (§2.7.7) where it was agreed on, else the available ring's flag (§2.7.7.1), which virtio-queue leaves out.
+    /// Neither can fail: both lie in the checked ring.
+    #[inline]
+    fn wants_signal(&mut self) -> bool {
+        let due = self.ring.needs_notification(&self.memory).unwrap_or(true);
+        if !due || self.ring.event_idx_enabled() {
+            return due;
+        }
+        let flags = GuestAddress(self.ring.avail_ring());
+        let flags: u16 = self.memory.load(flags, Ordering::Relaxed).unwrap_or(0);
+        u16::from_le(flags) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0
+    }
+
+    /// Asks the driver to ring for what it makes available from now on. `true`: something has come in between, for which
+    /// it may not have rung.
+    #[inline]
+    pub fn enable_doorbell(&mut self) -> bool {
+        self.ring.enable_notification(&self.memory).unwrap_or(false)
+    }
+
+    /// Asks the driver not to ring: the worker looks by itself.
+    #[inline]
+    pub fn disable_doorbell(&mut self) {
+        // Cannot fail: the flags lie in the checked ring.
+        let _ = self.ring.disable_notification(&self.memory);
+    }
+
+    /// What is needed to go on with the same queue later.
+    pub fn state(&self) -> QueueState {
+        self.ring.state()
+    }
+}
+
+/// §2.7: 16 bytes for the descriptor table, 2 for the available ring, 4 for the used ring.
+fn check_alignment(state: &QueueState) -> Result<(), QueueError> {
+    for (part, address, alignment) in [
+        ("descriptor table", state.desc_table, 16),
+        ("available ring", state.avail_ring, 2),
+        ("used ring", state.used_ring, 4),
+    ] {
+        if !address.is_multiple_of(alignment) {
+            return Err(QueueError::Unaligned(part));
+        }
+    }
+    Ok(())
+}
+
+impl From<QueueError> for io::Error {
+    fn from(error: QueueError) -> Self {
+        io::Error::new(io::ErrorKind::InvalidInput, error)
+    }
+}

@@ -1,0 +1,65 @@
+//! The guest's virtio devices: made of its configuration, then put on the bus where the guest is told that they are.
+
+use std::sync::Arc;
+
+use arch_x86_64::layout::{self, VirtioSlot};
+use devices::virtio::rng::Rng;
+use devices::virtio::{IoThreads, MmioTransport, NOTIFY_OFFSET, VirtioDevice};
+use kvm_ioctls::{IoEventAddress, VmFd};
+
+use crate::config::{ConfigError, VmConfig};
+use crate::error::{Doing, Error};
+use crate::io_thread::{IoThreadPool, Sharing};
+use crate::memory::GuestMemory;
+use crate::vcpu::Buses;
+use crate::vm::eventfd;
+
+/// A device and the threads that its workers will run on.
+pub struct Device {
+    device: Arc<dyn VirtioDevice>,
+    threads: Arc<dyn IoThreads>,
+}
+
+/// Opens what the devices need of the host. Their order is the one in which the guest finds them.
+pub fn open(config: &VmConfig) -> Result<Vec<Device>, Error> {
+    let shared: Arc<dyn IoThreads> = Arc::new(IoThreadPool::new("io", Sharing::One));
+    let mut devices = Vec::new();
+    let mut add = |device: Arc<dyn VirtioDevice>, threads: &Arc<dyn IoThreads>| {
+        devices.push(Device {
+            device,
+            threads: threads.clone(),
+        });
+    };
+    if config.rng {
+        add(Arc::new(Rng), &shared);
+    }
+    Ok(devices)
+}
+
+/// Puts the devices on the bus of memory; returns where they are.
+///
+/// Doorbells and interrupts go between KVM and the I/O threads: no vCPU leaves the guest for them.
+pub fn place(
+    fd: &VmFd,
+    memory: &GuestMemory,
+    devices: Vec<Device>,
+    buses: &mut Buses,
+) -> Result<Vec<VirtioSlot>, Error> {
+    let slots = layout::virtio_slots(devices.len()).ok_or(ConfigError::TooManyDevices(devices.len()))?;
+    for (slot, device) in slots.iter().zip(devices) {
+        let line = eventfd()?;
+        fd.register_irqfd(&line, slot.irq)
+            .doing("wire a virtio device's interrupt")?;
+        let transport = MmioTransport::new(device.device, device.threads, memory.clone(), line);
+        let transport = Arc::new(transport.doing("open an eventfd")?);
+        let notify = IoEventAddress::Mmio(slot.base.0 + NOTIFY_OFFSET);
+        for (index, doorbell) in (0u32..).zip(transport.doorbells()) {
+            fd.register_ioevent(doorbell, &notify, index)
+                .doing("wire a virtio device's doorbell")?;
+        }
+        buses
+            .mmio
+            .insert(slot.base.0, layout::VIRTIO_MMIO_SIZE, transport)?;
+    }
+    Ok(slots)
+}
