@@ -25,6 +25,8 @@ mod interrupt;
 mod mmio;
 mod queue;
 pub mod rng;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod worker;
 
 pub use chain::Chain;

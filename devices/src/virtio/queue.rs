@@ -249,3 +249,6 @@ impl From<QueueError> for io::Error {
         io::Error::new(io::ErrorKind::InvalidInput, error)
     }
 }
+
+#[cfg(test)]
+mod tests;
