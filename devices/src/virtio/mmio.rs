@@ -5,6 +5,8 @@
 
 mod registers;
 mod signals;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,0 +1,318 @@
+//! Tests of the transport, driven by registers as a guest does it, in order and out of order.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::virtio::rng::Rng;
+use crate::virtio::testing::{Buffer, DriverQueue, Turns, memory};
+
+const MEMORY: usize = 0x1_0000;
+const QUEUE: u64 = 0x1000;
+const DATA: u64 = 0x8000;
+const SIZE: u16 = 8;
+const ACKNOWLEDGE: u32 = 1;
+const DRIVER: u32 = 2;
+/// Status after all steps of §3.1.1.
+const RUNNING: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
+use reg::{DEVICE_NEEDS_RESET, DRIVER_OK, FEATURES_OK};
+
+struct Machine {
+    transport: MmioTransport,
+    memory: GuestMemory,
+    turns: Arc<Turns>,
+    line: EventFd,
+}
+
+fn machine(device: Arc<dyn VirtioDevice>) -> Machine {
+    let line = EventFd::new(EFD_NONBLOCK).unwrap();
+    let (memory, turns) = (memory(MEMORY), Arc::new(Turns::new()));
+    let transport =
+        MmioTransport::new(device, turns.clone(), memory.clone(), line.try_clone().unwrap()).unwrap();
+    Machine {
+        transport,
+        memory,
+        turns,
+        line,
+    }
+}
+
+impl Machine {
+    fn read(&self, offset: u64) -> u32 {
+        let mut data = [0xee; 4];
+        self.transport.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write(&self, offset: u64, value: u32) {
+        assert!(self.transport.write(offset, &value.to_le_bytes()).is_continue());
+    }
+
+    fn status(&self) -> u32 {
+        self.read(reg::STATUS)
+    }
+
+    /// §3.1.1 up to step 6, with these features.
+    fn negotiate(&self, features: u64) {
+        self.write(reg::STATUS, ACKNOWLEDGE);
+        self.write(reg::STATUS, ACKNOWLEDGE | DRIVER);
+        for half in [0, 1] {
+            self.write(reg::DRIVER_FEATURES_SEL, half);
+            self.write(reg::DRIVER_FEATURES, (features >> (32 * half)) as u32);
+        }
+        self.write(reg::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+    }
+
+    fn set_queue(&self, index: u32, state: &QueueState) {
+        self.write(reg::QUEUE_SEL, index);
+        self.write(reg::QUEUE_SIZE, state.size.into());
+        for (low, address) in [
+            (reg::QUEUE_DESC_LOW, state.desc_table),
+            (reg::QUEUE_DRIVER_LOW, state.avail_ring),
+            (reg::QUEUE_DEVICE_LOW, state.used_ring),
+        ] {
+            self.write(low, address as u32);
+            self.write(low + 4, (address >> 32) as u32);
+        }
+        self.write(reg::QUEUE_READY, 1);
+    }
+
+    /// Starts the device with one queue; returns the driver's side of it.
+    fn start(&self) -> DriverQueue {
+        self.negotiate(1 << VIRTIO_F_VERSION_1);
+        let queue = DriverQueue::new(&self.memory, QUEUE, SIZE);
+        self.set_queue(0, &queue.state());
+        self.write(reg::STATUS, RUNNING);
+        queue
+    }
+
+    fn ring(&self) {
+        self.write(reg::QUEUE_NOTIFY, 0);
+        self.turns.run();
+    }
+}
+
+#[test]
+fn a_driver_finds_negotiates_and_uses_a_device() {
+    let guest = machine(Arc::new(Rng));
+    assert_eq!((guest.read(0), guest.read(4), guest.read(8)), (0x7472_6976, 2, 4));
+    guest.write(reg::DEVICE_FEATURES_SEL, 1);
+    assert_eq!(guest.read(reg::DEVICE_FEATURES) & 1, 1, "VERSION_1 is bit 32");
+    assert_eq!(guest.read(reg::QUEUE_SIZE_MAX), 64);
+    guest.write(reg::QUEUE_SEL, 1);
+    assert_eq!(guest.read(reg::QUEUE_SIZE_MAX), 0, "there is one queue");
+
+    let mut queue = guest.start();
+    assert_eq!(guest.status(), RUNNING);
+    let head = queue.add(&[Buffer::Write(DATA, 64)]);
+    guest.ring();
+    assert_eq!(queue.take_used(), [(head.into(), 64)]);
+    let mut random = [0; 64];
+    guest.memory.read_slice(&mut random, GuestAddress(DATA)).unwrap();
+    assert_ne!(random, [0; 64]);
+
+    assert_eq!(guest.line.read().unwrap(), 1);
+    assert_eq!(guest.read(reg::INTERRUPT_STATUS), reg::INTERRUPT_QUEUE);
+    guest.write(reg::INTERRUPT_ACK, reg::INTERRUPT_QUEUE);
+    assert_eq!(guest.read(reg::INTERRUPT_STATUS), 0);
+}
+
+#[test]
+fn a_reset_stops_the_device_and_forgets_everything() {
+    let guest = machine(Arc::new(Rng));
+    let mut queue = guest.start();
+    guest.write(reg::STATUS, 0);
+    assert_eq!((guest.status(), guest.read(reg::QUEUE_READY)), (0, 0));
+    queue.add(&[Buffer::Write(DATA, 64)]);
+    guest.ring();
+    assert_eq!(queue.take_used(), [], "the device does not run");
+    let mut queue = guest.start();
+    assert_eq!(guest.status(), RUNNING);
+    queue.add(&[Buffer::Write(DATA, 8)]);
+    guest.ring();
+    assert_eq!(queue.take_used().len(), 1, "and now it does again");
+}
+
+#[test]
+fn features_are_agreed_on_before_the_device_runs() {
+    for features in [0, 1 << VIRTIO_F_VERSION_1 | 1 << 63, u64::MAX] {
+        let guest = machine(Arc::new(Rng));
+        guest.negotiate(features);
+        assert_eq!(
+            guest.status(),
+            ACKNOWLEDGE | DRIVER,
+            "no FEATURES_OK for {features:#x}"
+        );
+        guest.write(reg::STATUS, ACKNOWLEDGE | DRIVER | DRIVER_OK);
+        assert_eq!(
+            guest.status(),
+            ACKNOWLEDGE | DRIVER,
+            "and without it no DRIVER_OK"
+        );
+    }
+    let guest = machine(Arc::new(Rng));
+    guest.start();
+    guest.write(reg::DRIVER_FEATURES, u32::MAX);
+    guest.write(reg::STATUS, ACKNOWLEDGE);
+    assert_eq!(
+        guest.status(),
+        RUNNING,
+        "it neither renegotiates nor forgets a step"
+    );
+}
+
+#[test]
+fn a_malformed_queue_ends_in_needs_reset_and_a_reset_mends_it() {
+    let good = DriverQueue::new(&memory(MEMORY), QUEUE, SIZE).state();
+    let malformed: [fn(&mut QueueState); 5] = [
+        |queue| queue.size = 0,
+        |queue| queue.size = 7,
+        |queue| queue.desc_table = MEMORY as u64,
+        |queue| queue.avail_ring = u64::MAX - 1,
+        |queue| queue.used_ring += 2,
+    ];
+    for change in malformed {
+        let guest = machine(Arc::new(Rng));
+        guest.negotiate(1 << VIRTIO_F_VERSION_1);
+        let mut queue = good;
+        change(&mut queue);
+        guest.set_queue(0, &queue);
+        guest.write(reg::STATUS, RUNNING);
+        assert_eq!(guest.status(), RUNNING | DEVICE_NEEDS_RESET, "{queue:?}");
+        assert_eq!(guest.read(reg::INTERRUPT_STATUS), reg::INTERRUPT_CONFIG);
+        guest.ring();
+        guest.write(reg::STATUS, 0);
+        guest.start();
+        assert_eq!(guest.status(), RUNNING);
+    }
+}
+
+#[test]
+fn a_driver_without_the_queue_that_the_device_needs_is_told_to_reset() {
+    let guest = machine(Arc::new(Rng));
+    guest.negotiate(1 << VIRTIO_F_VERSION_1);
+    guest.write(reg::STATUS, RUNNING);
+    assert_eq!(guest.status(), RUNNING | DEVICE_NEEDS_RESET);
+}
+
+#[test]
+fn a_fault_while_running_is_told_and_other_rings_are_ignored() {
+    let guest = machine(Arc::new(Rng));
+    let mut queue = guest.start();
+    queue.jump(SIZE + 1);
+    guest.ring();
+    assert_eq!(guest.status(), RUNNING | DEVICE_NEEDS_RESET);
+    assert_ne!(guest.read(reg::CONFIG_GENERATION), u32::MAX);
+    guest.ring();
+    for index in [1, 2, u32::MAX] {
+        guest.write(reg::QUEUE_NOTIFY, index);
+    }
+    guest.turns.run();
+}
+
+#[test]
+fn a_queue_does_not_change_while_it_is_ready() {
+    let guest = machine(Arc::new(Rng));
+    let mut queue = guest.start();
+    guest.write(reg::QUEUE_DESC_LOW, 0);
+    guest.write(reg::QUEUE_READY, 0);
+    assert_eq!(guest.read(reg::QUEUE_READY), 1);
+    queue.add(&[Buffer::Write(DATA, 8)]);
+    guest.ring();
+    assert_eq!(queue.take_used().len(), 1);
+}
+
+/// A device with a configuration space that can be written, which counts what happens to it.
+#[derive(Default)]
+struct Notebook {
+    config: Mutex<[u8; 6]>,
+    resets: AtomicUsize,
+}
+
+impl VirtioDevice for Notebook {
+    fn name(&self) -> &str {
+        "notebook"
+    }
+
+    fn id(&self) -> u32 {
+        42
+    }
+
+    fn features(&self) -> u64 {
+        1 << 5 | 1 << VIRTIO_F_RING_RESET
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        crate::virtio::read_config_bytes(&*self.config.lock().unwrap(), offset, data);
+    }
+
+    fn write_config(&self, offset: u64, data: &[u8]) {
+        let mut config = self.config.lock().unwrap();
+        if let Some(there) = config.get_mut(offset as usize..offset as usize + data.len()) {
+            there.copy_from_slice(data);
+        }
+    }
+
+    fn reset(&self) {
+        self.resets.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn start(&self, _activation: Activation) -> io::Result<Vec<Box<dyn Worker>>> {
+        Err(io::Error::other("the host has run out of ink"))
+    }
+}
+
+#[test]
+fn the_configuration_space_takes_accesses_of_every_width() {
+    let notebook = Arc::new(Notebook::default());
+    let guest = machine(notebook);
+    assert!(guest.transport.write(0x100, &[1, 2, 3, 4, 5, 6]).is_continue());
+    for width in 1..=8 {
+        for offset in 0..12 {
+            let mut data = vec![0xee; width];
+            guest.transport.read(0x100 + offset as u64, &mut data);
+            let expected: Vec<u8> = (offset..offset + width)
+                .map(|at| if at < 6 { at as u8 + 1 } else { 0 })
+                .collect();
+            assert_eq!(data, expected);
+        }
+    }
+}
+
+#[test]
+fn registers_take_aligned_words_only() {
+    let guest = machine(Arc::new(Rng));
+    for (offset, width) in [(0, 1), (0, 2), (0, 8), (1, 4), (2, 4), (0xfe, 4), (0xff, 8)] {
+        let mut data = vec![0xee; width];
+        guest.transport.read(offset, &mut data);
+        assert_eq!(data, vec![0; width], "{offset:#x}");
+        assert!(guest.transport.write(offset, &data).is_continue());
+    }
+    for offset in (0..0x100).step_by(4).filter(|offset| *offset != reg::STATUS) {
+        guest.write(offset, u32::MAX);
+        guest.read(offset);
+    }
+    assert_eq!(guest.status(), 0);
+}
+
+#[test]
+fn a_host_that_cannot_start_a_device_leaves_it_in_need_of_a_reset() {
+    let notebook = Arc::new(Notebook::default());
+    let guest = machine(notebook.clone());
+    guest.negotiate(1 << VIRTIO_F_VERSION_1 | 1 << 5);
+    guest.write(reg::STATUS, RUNNING);
+    assert_eq!(guest.status(), RUNNING | DEVICE_NEEDS_RESET);
+    guest.write(reg::STATUS, 0);
+    assert_eq!((guest.status(), notebook.resets.load(Ordering::SeqCst)), (0, 1));
+    guest.negotiate(1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_F_RING_RESET);
+    assert_eq!(
+        guest.status() & FEATURES_OK,
+        0,
+        "what the transport does not do is not offered"
+    );
+}
