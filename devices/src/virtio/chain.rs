@@ -6,14 +6,14 @@
 use libc::iovec;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
 
 use super::{GuestMemory, QueueError};
 
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
-const DESCRIPTOR_SIZE: u32 = size_of::<Descriptor>() as u32;
+const DESCRIPTOR_SIZE: usize = size_of::<Descriptor>();
 
 /// The buffers of one chain: first those that the device reads, then those that it writes.
 ///
@@ -82,9 +82,10 @@ impl Chain {
     ) -> Result<(), QueueError> {
         self.clear(head);
         let queue_size = table.1;
-        let (mut table, mut next, mut in_indirect) = (table, head, false);
+        let mut table = Table::at(memory, table.0, table.1).ok_or(QueueError::NotInMemory)?;
+        let (mut next, mut in_indirect) = (head, false);
         loop {
-            let descriptor = read(memory, table, next)?;
+            let descriptor = table.read(next)?;
             if descriptor.flags() & INDIRECT != 0 {
                 if !indirect_allowed {
                     return Err(QueueError::IndirectNotNegotiated);
@@ -92,7 +93,7 @@ impl Chain {
                 if in_indirect || descriptor.flags() & NEXT != 0 {
                     return Err(QueueError::BadIndirect);
                 }
-                table = indirect_table(memory, &descriptor, queue_size)?;
+                table = Table::indirect(memory, &descriptor, queue_size)?;
                 (next, in_indirect) = (0, true);
                 continue;
             }
@@ -202,36 +203,48 @@ fn for_each_piece(
     }
 }
 
-#[inline]
-fn read(memory: &GuestMemory, table: (GuestAddress, u16), index: u16) -> Result<Descriptor, QueueError> {
-    if index >= table.1 {
-        return Err(QueueError::NoSuchDescriptor(index));
-    }
-    let address = table
-        .0
-        .unchecked_add(u64::from(index) * u64::from(DESCRIPTOR_SIZE));
-    memory.read_obj(address).map_err(|_| QueueError::NotInMemory)
+/// A table of descriptors in guest memory, found there once for all of its entries.
+struct Table<'a> {
+    entries: VolatileSlice<'a>,
+    count: u16,
 }
 
-/// §2.7.5.3: the table has whole descriptors, at least one, and lies in memory. (Each is read by a checked access.)
-fn indirect_table(
-    memory: &GuestMemory,
-    descriptor: &Descriptor,
-    queue_size: u16,
-) -> Result<(GuestAddress, u16), QueueError> {
-    let len = descriptor.len();
-    if len == 0 || !len.is_multiple_of(DESCRIPTOR_SIZE) {
-        return Err(QueueError::BadIndirect);
+impl<'a> Table<'a> {
+    #[inline]
+    fn at(memory: &'a GuestMemory, address: GuestAddress, count: u16) -> Option<Self> {
+        let entries = memory.get_slice(address, usize::from(count) * DESCRIPTOR_SIZE);
+        let entries = entries.ok()?;
+        Some(Self { entries, count })
     }
-    if !memory.check_range(descriptor.addr(), len as usize) {
-        return Err(QueueError::BadAddress {
-            address: descriptor.addr().raw_value(),
+
+    /// §2.7.5.3: an indirect table has whole descriptors, at least one, and lies in memory.
+    fn indirect(
+        memory: &'a GuestMemory,
+        descriptor: &Descriptor,
+        queue_size: u16,
+    ) -> Result<Self, QueueError> {
+        let (address, len) = (descriptor.addr(), descriptor.len());
+        if len == 0 || !(len as usize).is_multiple_of(DESCRIPTOR_SIZE) {
+            return Err(QueueError::BadIndirect);
+        }
+        let count = u16::try_from(len as usize / DESCRIPTOR_SIZE).unwrap_or(u16::MAX);
+        if count > queue_size {
+            return Err(QueueError::TooLong);
+        }
+        Self::at(memory, address, count).ok_or(QueueError::BadAddress {
+            address: address.raw_value(),
             len,
-        });
+        })
     }
-    let count = u16::try_from(len / DESCRIPTOR_SIZE).map_err(|_| QueueError::TooLong)?;
-    if count > queue_size {
-        return Err(QueueError::TooLong);
+
+    #[inline]
+    fn read(&self, index: u16) -> Result<Descriptor, QueueError> {
+        if index >= self.count {
+            return Err(QueueError::NoSuchDescriptor(index));
+        }
+        let entry = self.entries.get_ref(usize::from(index) * DESCRIPTOR_SIZE);
+        entry
+            .map(|entry| entry.load())
+            .map_err(|_| QueueError::NotInMemory)
     }
-    Ok((descriptor.addr(), count))
 }

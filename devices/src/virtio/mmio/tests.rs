@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::virtio::rng::Rng;
-use crate::virtio::testing::{Buffer, DriverQueue, Turns, memory};
+use crate::virtio::testing::{Buffer, DriverQueue, Line, Turns, memory};
 
 const MEMORY: usize = 0x1_0000;
 const QUEUE: u64 = 0x1000;
@@ -22,14 +22,13 @@ struct Machine {
     transport: MmioTransport,
     memory: GuestMemory,
     turns: Arc<Turns>,
-    line: EventFd,
+    line: Line,
 }
 
 fn machine(device: Arc<dyn VirtioDevice>) -> Machine {
-    let line = EventFd::new(EFD_NONBLOCK).unwrap();
+    let line = Line::new();
     let (memory, turns) = (memory(MEMORY), Arc::new(Turns::new()));
-    let transport =
-        MmioTransport::new(device, turns.clone(), memory.clone(), line.try_clone().unwrap()).unwrap();
+    let transport = MmioTransport::new(device, turns.clone(), memory.clone(), line.device_side()).unwrap();
     Machine {
         transport,
         memory,
@@ -112,7 +111,7 @@ fn a_driver_finds_negotiates_and_uses_a_device() {
     guest.memory.read_slice(&mut random, GuestAddress(DATA)).unwrap();
     assert_ne!(random, [0; 64]);
 
-    assert_eq!(guest.line.read().unwrap(), 1);
+    assert_eq!(guest.line.take_pulses(), 1);
     assert_eq!(guest.read(reg::INTERRUPT_STATUS), reg::INTERRUPT_QUEUE);
     guest.write(reg::INTERRUPT_ACK, reg::INTERRUPT_QUEUE);
     assert_eq!(guest.read(reg::INTERRUPT_STATUS), 0);
