@@ -6,6 +6,7 @@
 SHELL := /bin/bash
 ARGS ?=
 KVM ?=
+FUZZ_SECONDS ?= 60
 # Two guests at a time: a guest keeps one core busy while it boots.
 TEST_THREADS ?= 2
 
@@ -18,7 +19,7 @@ endif
 # What builds and packs the guest.
 GUEST_PACKAGES := make flex bison bc libelf-dev libssl-dev xz-utils cpio kmod busybox-static linux-source-6.1
 
-.PHONY: help deps guest-deps guest build run test bench lint deny clean
+.PHONY: help deps guest-deps guest build run test bench fuzz lint deny clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -65,6 +66,14 @@ endif
 
 bench: guest build ## measure: a table, each figure beside its floor
 	cargo build --release --locked -p posada-bench && target/release/posada-bench
+
+fuzz: deps ## fuzz every target for FUZZ_SECONDS (60) each; what is found is kept in its corpus
+	@$(call install,g++)
+	@cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+	@cd tests/fuzz && for target in $$(cargo fuzz list --fuzz-dir libfuzzer); do \
+	  cargo fuzz run --fuzz-dir libfuzzer --sanitizer none $$target corpus/$$target -- \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -rss_limit_mb=512 -timeout=10 || exit 1; \
+	done
 
 lint: deps ## check formatting and lints; warnings are errors
 	cargo fmt --all --check
