@@ -81,10 +81,9 @@ impl IoThreads for IoThreadPool {
         let thread = threads.get_mut(id.thread)?;
         let remove = move |ops: &mut dyn SubscriberOps<Subscriber = _>| ops.remove_subscriber(id.subscriber);
         let worker = thread.endpoint.call_blocking(remove);
-        thread.workers -= 1;
-        worker
-            .inspect_err(|error| debug!("an I/O thread's worker: {error}"))
-            .ok()
+        let worker = worker.inspect_err(|error| debug!("an I/O thread's worker: {error}"));
+        thread.workers -= usize::from(worker.is_ok());
+        worker.ok()
     }
 }
 
@@ -125,5 +124,89 @@ impl Drop for IoThread {
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             debug!("an I/O thread had panicked");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Duration;
+
+    use devices::virtio::{QueueState, watch};
+    use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+
+    /// Tells on which thread it hears its bell.
+    struct Listener {
+        bell: EventFd,
+        heard: Sender<thread::ThreadId>,
+    }
+
+    impl MutEventSubscriber for Listener {
+        fn init(&mut self, ops: &mut EventOps) {
+            watch(ops, &self.bell, EventSet::IN, 0);
+        }
+
+        fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+            self.bell.read().unwrap();
+            self.heard.send(thread::current().id()).unwrap();
+        }
+    }
+
+    impl Worker for Listener {
+        fn stop(self: Box<Self>) -> Vec<(u16, QueueState)> {
+            vec![(7, QueueState::default())]
+        }
+    }
+
+    fn listener() -> (Box<Listener>, EventFd, Receiver<thread::ThreadId>) {
+        let (heard, hears) = channel();
+        let bell = EventFd::new(EFD_NONBLOCK).unwrap();
+        let listener = Box::new(Listener {
+            bell: bell.try_clone().unwrap(),
+            heard,
+        });
+        (listener, bell, hears)
+    }
+
+    /// The thread on which a listener hears its bell.
+    fn thread_of(bell: &EventFd, hears: &Receiver<thread::ThreadId>) -> thread::ThreadId {
+        const DEADLINE: Duration = Duration::from_secs(60);
+        bell.write(1).unwrap();
+        hears.recv_timeout(DEADLINE).unwrap()
+    }
+
+    #[test]
+    fn workers_share_one_thread_or_have_each_their_own() {
+        for (sharing, same) in [(Sharing::One, true), (Sharing::Own, false)] {
+            let pool = IoThreadPool::new("test", sharing);
+            let (first, first_bell, first_hears) = listener();
+            let (second, second_bell, second_hears) = listener();
+            pool.run(first).unwrap();
+            pool.run(second).unwrap();
+            let threads = (
+                thread_of(&first_bell, &first_hears),
+                thread_of(&second_bell, &second_hears),
+            );
+            assert_eq!(threads.0 == threads.1, same);
+            assert_ne!(threads.0, thread::current().id());
+        }
+    }
+
+    #[test]
+    fn a_worker_taken_back_hears_no_more_and_its_thread_takes_another() {
+        let pool = IoThreadPool::new("test", Sharing::Own);
+        let (first, bell, hears) = listener();
+        let id = pool.run(first).unwrap();
+        let first_thread = thread_of(&bell, &hears);
+        assert_eq!(pool.take_back(id).unwrap().stop().len(), 1);
+        assert!(pool.take_back(id).is_none());
+        bell.write(1).unwrap();
+        let (second, second_bell, second_hears) = listener();
+        pool.run(second).unwrap();
+        assert_eq!(thread_of(&second_bell, &second_hears), first_thread);
+        assert!(hears.try_recv().is_err());
     }
 }
