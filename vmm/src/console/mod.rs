@@ -175,7 +175,11 @@ impl MutEventSubscriber for Foreground<'_> {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         match events.data() {
             STDIN => self.read_stdin(),
-            ROOM => debug!("the guest has room for input: {:?}", self.vm.room().read()),
+            ROOM => {
+                // Outside of the message: its arguments are not evaluated when it is not wanted.
+                let times = self.vm.room().read();
+                debug!("the guest has room for input: {times:?}");
+            }
             SIGNALS => self.read_signal(),
             _ => self.end = self.vm.stop_reason().map(End::Stopped),
         }
