@@ -45,8 +45,9 @@ deps: ## install what builds posada
 guest-deps: ## install what builds the guest
 	$(call install,$(GUEST_PACKAGES))
 
-guest: deps guest-deps ## build the tiny Linux guest, unless it is in the cache
+guest: deps guest-deps ## build the tiny Linux guest and the bare guest, unless they are in the cache
 	@guest-images/build tiny
+	@guest-images/build bare
 
 build: deps ## build the posada command: target/release/posada
 	@cargo build --release --locked -p vmm
@@ -78,6 +79,7 @@ fuzz: deps ## fuzz every target for FUZZ_SECONDS (60) each; what is found is kep
 lint: deps ## check formatting and lints; warnings are errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy -p bare-guest --features freestanding --locked -- -D warnings
 
 deny: ## check licences, sources and duplicates of all dependencies (needs cargo-deny)
 	cargo deny --locked check licenses sources bans

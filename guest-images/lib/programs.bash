@@ -8,11 +8,12 @@ program_inputs() {
     rustc --version
 }
 
-# Builds a workspace package's program for the guest: guest_program PACKAGE RUSTFLAGS; leaves it at $work/PACKAGE.
+# Builds a workspace package's program for the guest: guest_program PACKAGE RUSTFLAGS [CARGO-OPTION...]; leaves it at $work/PACKAGE.
 guest_program() {
     local package=$1 flags=$2
+    shift 2
     step "program $package" '' env CARGO_TARGET_DIR="$work/target" RUSTFLAGS="$flags" \
-        cargo build --manifest-path "$images/../Cargo.toml" --release --package "$package"
+        cargo build --manifest-path "$images/../Cargo.toml" --release --package "$package" "$@"
     cp "$work/target/release/$package" "$work/$package"
 }
 

@@ -32,6 +32,17 @@ impl Guest {
         Self::linux(&images::tiny_vmlinux(), &images::tiny_initramfs())
     }
 
+    /// The guest without an operating system, with this command line: `program=` and the program's arguments.
+    ///
+    /// # Panics
+    /// If it has not been built.
+    pub fn bare(command_line: &str) -> Self {
+        // It reads no ACPI tables; told so, posada lists the devices on the command line.
+        Self::kernel(&images::bare())
+            .arg("--cmdline")
+            .arg(format!("acpi=off {command_line}"))
+    }
+
     /// A Linux kernel and its initramfs.
     pub fn linux(kernel: &Path, initrd: &Path) -> Self {
         Self::kernel(kernel).arg("--initrd").arg(initrd)

@@ -47,3 +47,8 @@ pub fn tiny_initramfs() -> PathBuf {
 pub fn checks() -> PathBuf {
     file("checks/checks.cpio")
 }
+
+/// The guest without an operating system, an ELF file.
+pub fn bare() -> PathBuf {
+    file("bare/bare-guest")
+}

@@ -1,0 +1,123 @@
+//! The programs, by name.
+
+mod blk_bench;
+mod blk_check;
+mod devices;
+mod idle;
+mod net;
+mod net_bench;
+mod ping_pong;
+mod report;
+mod rng;
+mod vsock_echo;
+
+use alloc::format;
+
+use bare_guest::arguments::Arguments;
+
+use crate::failure::{Failure, Outcome};
+use crate::println;
+
+/// A program.
+struct Program {
+    name: &'static str,
+    /// One line for [`list`].
+    help: &'static str,
+    run: fn(&Arguments<'_>) -> Outcome,
+}
+
+/// All of them. Arguments in brackets have defaults.
+const PROGRAMS: [Program; 12] = [
+    Program {
+        name: "hello",
+        help: "prints a line",
+        run: hello,
+    },
+    Program {
+        name: "echo",
+        help: "prints a line of input",
+        run: idle::echo,
+    },
+    Program {
+        name: "panic",
+        help: "panics",
+        run: |_| panic!("as it was told to"),
+    },
+    Program {
+        name: "fault",
+        help: "reads where it may not",
+        run: fault,
+    },
+    Program {
+        name: "devices",
+        help: "prints what each device says of itself",
+        run: devices::run,
+    },
+    Program {
+        name: "idle",
+        help: "starts every device, and waits for a line of input",
+        run: idle::run,
+    },
+    Program {
+        name: "rng",
+        help: "prints random bytes [bytes=32]",
+        run: rng::run,
+    },
+    Program {
+        name: "blk-check",
+        help: "writes a pattern, reads it back, flushes [first=0 sectors=64 seed=1 mode=write|read]",
+        run: blk_check::run,
+    },
+    Program {
+        name: "blk-bench",
+        help: "op=read|write|flush [size=4K depth=1 pattern=seq|random count=1000|seconds= queue=0 indirect=no|yes wait=poll|interrupt]",
+        run: blk_bench::run,
+    },
+    Program {
+        name: "net-bench",
+        help: "direction=tx|rx [size=1514 count=1000 depth=256 buffer=2K]",
+        run: net_bench::run,
+    },
+    Program {
+        name: "ping-pong",
+        help: "sends frames back, or starts it [count=1000 size=64 start=host|guest wait=poll|interrupt]",
+        run: ping_pong::run,
+    },
+    Program {
+        name: "vsock-echo",
+        help: "sends back what connections bring [port=5000 connections=1]",
+        run: vsock_echo::run,
+    },
+];
+
+/// Runs the program that the command line names.
+pub fn run(arguments: &Arguments<'_>) -> Outcome {
+    let Some(name) = arguments.text("program") else {
+        list();
+        return Err(Failure::new("the command line has no program="));
+    };
+    let Some(program) = PROGRAMS.iter().find(|program| program.name == name) else {
+        list();
+        return Err(Failure::new(format!("there is no program {name}")));
+    };
+    (program.run)(arguments)
+}
+
+fn list() {
+    println!("programs:");
+    for Program { name, help, .. } in &PROGRAMS {
+        println!("  {name:<12} {help}");
+    }
+}
+
+fn hello(_: &Arguments<'_>) -> Outcome {
+    println!("hello from the bare guest");
+    Ok(())
+}
+
+/// Shows that exceptions are told.
+fn fault(_: &Arguments<'_>) -> Outcome {
+    // SAFETY: 8 GiB is not mapped: the read does not come to its end.
+    let value = unsafe { core::ptr::with_exposed_provenance::<u8>(8 << 30).read_volatile() };
+    Err(Failure::new(format!("read {value} where nothing is mapped")))
+}

@@ -1,0 +1,55 @@
+//! `idle` and `echo`: a halted CPU that waits for input.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use bare_guest::arguments::Arguments;
+
+use crate::device::{self, Device, feature};
+use crate::failure::Outcome;
+use crate::queue::SplitQueue;
+use crate::{println, serial};
+
+/// Queues are this long at most: nothing is put into them.
+const QUEUE_SIZE: u16 = 64;
+
+/// Starts every device with empty queues, lets it interrupt, and does nothing until there is a line of input.
+pub fn run(arguments: &Arguments<'_>) -> Outcome {
+    let mut queues: Vec<SplitQueue> = Vec::new();
+    let devices = device::all(arguments)?;
+    for registers in &devices {
+        let device = Device::negotiate(*registers, feature::EVENT_IDX)?;
+        for index in 0.. {
+            if registers.queue_size_max(index) == 0 {
+                break;
+            }
+            let mut queue = device.queue(index, QUEUE_SIZE)?;
+            queue.request_interrupt();
+            queues.push(queue);
+        }
+        device.enable_interrupts();
+        device.start();
+    }
+    serial::listen();
+    println!("idle: {} devices, {} queues", devices.len(), queues.len());
+    println!("woken by: {}", read_line());
+    Ok(())
+}
+
+/// Prints back a line of input.
+pub fn echo(_: &Arguments<'_>) -> Outcome {
+    serial::listen();
+    println!("listening");
+    println!("input: {}", read_line());
+    Ok(())
+}
+
+fn read_line() -> String {
+    let mut line = Vec::new();
+    loop {
+        match serial::read() {
+            b'\n' | b'\r' => return String::from_utf8_lossy(&line).into_owned(),
+            byte => line.push(byte),
+        }
+    }
+}

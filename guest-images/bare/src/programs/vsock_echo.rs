@@ -1,0 +1,122 @@
+//! `vsock-echo`: sends back what streams bring, until enough of them have ended.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::mem::ManuallyDrop;
+
+use bare_guest::arguments::Arguments;
+use virtio_drivers::device::socket::{
+    SocketError, VirtIOSocket, VsockAddr, VsockConnectionManager, VsockEventType,
+};
+use virtio_drivers::transport::mmio::MmioTransport;
+
+use crate::device::{self, kind};
+use crate::failure::Outcome;
+use crate::hal::Identity;
+use crate::println;
+
+/// Bytes of a receive buffer, a packet's header included, and bytes of a stream that may wait to be sent back.
+const PACKET: usize = 4096;
+const WINDOW: u32 = 64 << 10;
+
+type Sockets = VsockConnectionManager<Identity, MmioTransport<'static>, PACKET>;
+
+struct Stream {
+    peer: VsockAddr,
+    /// What has come and not yet gone back.
+    pending: Vec<u8>,
+    /// The peer has ended it.
+    ended: bool,
+}
+
+struct Echo {
+    sockets: ManuallyDrop<Sockets>,
+    port: u32,
+    streams: Vec<Stream>,
+    bytes: u64,
+}
+
+/// Listens on `port=`, and ends when `connections=` streams have.
+pub fn run(arguments: &Arguments<'_>) -> Outcome {
+    let port = arguments.number("port")?.unwrap_or(5000) as u32;
+    let connections = arguments.number("connections")?.unwrap_or(1);
+    let driver = VirtIOSocket::new(device::transport(device::find(arguments, kind::SOCKET)?)?)?;
+    let mut echo = Echo {
+        // Never taken down: the machine is switched off next.
+        sockets: ManuallyDrop::new(VsockConnectionManager::new_with_capacity(driver, WINDOW)),
+        port,
+        streams: Vec::new(),
+        bytes: 0,
+    };
+    echo.sockets.listen(port);
+    println!("listening: cid {} port {port}", echo.sockets.guest_cid());
+    let mut ended = 0;
+    while ended < connections {
+        echo.take_event()?;
+        echo.send_back()?;
+        let before = echo.streams.len();
+        echo.streams
+            .retain(|stream| !(stream.ended && stream.pending.is_empty()));
+        ended += (before - echo.streams.len()) as u64;
+    }
+    println!("connections={ended} bytes={}", echo.bytes);
+    Ok(())
+}
+
+impl Echo {
+    fn take_event(&mut self) -> Outcome {
+        let Some(event) = self.sockets.poll()? else {
+            return Ok(());
+        };
+        match event.event_type {
+            VsockEventType::ConnectionRequest => self.streams.push(Stream {
+                peer: event.source,
+                pending: Vec::new(),
+                ended: false,
+            }),
+            VsockEventType::Received { length } => {
+                let mut data = vec![0; length];
+                let count = self.sockets.recv(event.source, self.port, &mut data)?;
+                self.sockets.update_credit(event.source, self.port)?;
+                self.bytes += count as u64;
+                if let Some(stream) = self.stream(event.source) {
+                    stream.pending.extend_from_slice(&data[..count]);
+                }
+            }
+            VsockEventType::Disconnected { .. } => {
+                if let Some(stream) = self.stream(event.source) {
+                    // It takes nothing any more.
+                    stream.ended = true;
+                    stream.pending.clear();
+                }
+            }
+            VsockEventType::Connected | VsockEventType::CreditRequest | VsockEventType::CreditUpdate => {}
+        }
+        Ok(())
+    }
+
+    fn stream(&mut self, peer: VsockAddr) -> Option<&mut Stream> {
+        self.streams.iter_mut().find(|stream| stream.peer == peer)
+    }
+
+    fn send_back(&mut self) -> Outcome {
+        for stream in self
+            .streams
+            .iter_mut()
+            .filter(|stream| !stream.pending.is_empty())
+        {
+            let count = stream.pending.len().min(PACKET);
+            match self
+                .sockets
+                .send(stream.peer, self.port, &stream.pending[..count])
+            {
+                Ok(()) => drop(stream.pending.drain(..count)),
+                // Its credit comes with a later event.
+                Err(virtio_drivers::Error::SocketDeviceError(SocketError::InsufficientBufferSpaceInPeer)) => {
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
