@@ -186,10 +186,14 @@ impl MmioTransport {
     }
 
     fn set_queue(&self, state: &mut State, offset: u64, value: u32) {
-        if state.has(reg::DRIVER_OK) {
+        let running = state.has(reg::DRIVER_OK);
+        let Some(queue) = state.queue() else { return };
+        if offset == reg::QUEUE_READY && value == 0 {
+            return self.retire_queue(state);
+        }
+        if running {
             return self.report("the driver changes a queue while the device runs");
         }
-        let Some(queue) = state.queue() else { return };
         if offset == reg::QUEUE_READY {
             queue.ready = value == 1;
             return;
@@ -207,6 +211,15 @@ impl MmioTransport {
             reg::QUEUE_DEVICE_LOW => set_low(&mut queue.used_ring, value),
             reg::QUEUE_DEVICE_HIGH => set_high(&mut queue.used_ring, value),
             _ => {}
+        }
+    }
+
+    /// §4.2.2.2: a driver that is done with a queue writes 0 to QueueReady, and reads it back until it is 0. It does so on its
+    /// way to a reset, so the device as a whole stops.
+    fn retire_queue(&self, state: &mut State) {
+        self.stop(state);
+        if let Some(queue) = state.queue() {
+            queue.ready = false;
         }
     }
 

@@ -215,11 +215,25 @@ fn a_queue_does_not_change_while_it_is_ready() {
     let guest = machine(Arc::new(Rng));
     let mut queue = guest.start();
     guest.write(reg::QUEUE_DESC_LOW, 0);
-    guest.write(reg::QUEUE_READY, 0);
+    guest.write(reg::QUEUE_READY, 1);
     assert_eq!(guest.read(reg::QUEUE_READY), 1);
     queue.add(&[Buffer::Write(DATA, 8)]);
     guest.ring();
     assert_eq!(queue.take_used().len(), 1);
+}
+
+#[test]
+fn a_driver_can_be_done_with_a_queue_of_a_running_device() {
+    let guest = machine(Arc::new(Rng));
+    let mut queue = guest.start();
+    queue.add(&[Buffer::Write(DATA, 8)]);
+    guest.write(reg::QUEUE_READY, 0);
+    assert_eq!(guest.read(reg::QUEUE_READY), 0);
+    guest.ring();
+    assert_eq!(queue.take_used(), []);
+    guest.write(reg::STATUS, 0);
+    guest.start();
+    assert_eq!(guest.status(), RUNNING);
 }
 
 /// A device with a configuration space that can be written, which counts what happens to it.
