@@ -19,6 +19,9 @@ endif
 # What builds and packs the guest.
 GUEST_PACKAGES := make flex bison bc libelf-dev libssl-dev xz-utils cpio kmod busybox-static linux-source-6.1
 
+# What `make bench` measures with: a disk and a network without a VM, and system calls.
+BENCH_PACKAGES := fio iproute2 linux-perf
+
 .PHONY: help deps guest-deps guest build run test bench fuzz lint deny clean
 
 help: ## list the commands
@@ -66,6 +69,7 @@ test: guest
 endif
 
 bench: guest build ## measure: a table, each figure beside its floor
+	$(call install,$(BENCH_PACKAGES))
 	cargo build --release --locked -p posada-bench && target/release/posada-bench
 
 fuzz: deps ## fuzz every target for FUZZ_SECONDS (60) each; what is found is kept in its corpus

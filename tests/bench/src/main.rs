@@ -2,11 +2,15 @@
 //!
 //! Exit status: 0 if every limit is kept, 1 if one is missed, 2 for a measurement that does not exist.
 
+mod bare;
+mod disk;
 mod exits;
 mod linux;
+mod net;
 mod pairs;
 mod start;
 mod table;
+mod tap;
 mod touch;
 
 use std::path::PathBuf;
@@ -18,11 +22,13 @@ use table::Table;
 type Measurement = fn(&mut Table);
 
 /// The measurements, each by the name that selects it.
-const MEASUREMENTS: [(&str, Measurement); 5] = [
+const MEASUREMENTS: [(&str, Measurement); 7] = [
     ("start", start::measure),
     ("exits", exits::measure),
     ("touch", touch::measure),
     ("size", size),
+    ("disk", disk::measure),
+    ("net", net::measure),
     ("linux", linux::measure),
 ];
 
