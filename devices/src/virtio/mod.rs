@@ -23,6 +23,7 @@
 mod chain;
 mod interrupt;
 mod mmio;
+mod poll;
 mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]
@@ -32,6 +33,7 @@ mod worker;
 pub use chain::Chain;
 pub use interrupt::{Interrupt, Trouble};
 pub use mmio::{MMIO_SIZE, MmioTransport, NOTIFY_OFFSET};
+pub use poll::Poll;
 pub use queue::{Queue, QueueError, QueueParts, QueueState};
 pub use worker::{IoThreads, Worker, WorkerId, forget, watch};
 
