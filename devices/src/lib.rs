@@ -5,6 +5,7 @@
 //! guest writes is hostile: no access, of whatever width or value, may panic or grow the process.
 
 pub mod bus;
+pub mod disk;
 pub mod i8042;
 pub mod power;
 pub mod pvpanic;

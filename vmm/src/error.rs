@@ -9,6 +9,7 @@ use arch_x86_64::initrd::InitrdError;
 use arch_x86_64::kernel::KernelError;
 use arch_x86_64::mptable::MpTableError;
 use devices::BusError;
+use devices::disk::DiskError;
 use thiserror::Error;
 
 use crate::config::{ByteSize, ConfigError};
@@ -71,6 +72,9 @@ pub enum Error {
         /// Why.
         source: InitrdError,
     },
+    /// A disk's image cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The kernel cannot be told how to boot.
     #[error(transparent)]
     Boot(#[from] BootError),

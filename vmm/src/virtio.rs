@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use arch_x86_64::layout::{self, VirtioSlot};
+use devices::disk::{DiskError, Image};
+use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::rng::Rng;
 use devices::virtio::{IoThreads, MmioTransport, NOTIFY_OFFSET, VirtioDevice};
 use kvm_ioctls::{IoEventAddress, VmFd};
 
-use crate::config::{ConfigError, VmConfig};
+use crate::config::{ConfigError, DiskConfig, VmConfig};
 use crate::error::{Doing, Error};
 use crate::io_thread::{IoThreadPool, Sharing};
 use crate::memory::GuestMemory;
@@ -30,10 +32,35 @@ pub fn open(config: &VmConfig) -> Result<Vec<Device>, Error> {
             threads: threads.clone(),
         });
     };
+    for disk in &config.disks {
+        let own: Arc<dyn IoThreads>;
+        let threads = if disk.iothread {
+            own = Arc::new(IoThreadPool::new("disk", Sharing::Own));
+            &own
+        } else {
+            &shared
+        };
+        add(Arc::new(open_disk(disk)?), threads);
+    }
     if config.rng {
         add(Arc::new(Rng), &shared);
     }
     Ok(devices)
+}
+
+fn open_disk(config: &DiskConfig) -> Result<Block, DiskError> {
+    let engine = config.engine.map(|engine| engine.0);
+    if let Some(engine) = engine {
+        engine.check()?;
+    }
+    let image = Image::open(&config.path, config.image_options())?;
+    let options = BlockOptions {
+        id: config.id.clone().unwrap_or_default(),
+        engine,
+        queues: config.queues(),
+        limit: config.limit(),
+    };
+    Ok(Block::new(image, options))
 }
 
 /// Puts the devices on the bus of memory; returns where they are.

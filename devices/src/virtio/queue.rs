@@ -61,6 +61,9 @@ pub enum QueueError {
     /// An indirect descriptor although the feature was not agreed on.
     #[error("an indirect descriptor without the feature")]
     IndirectNotNegotiated,
+    /// A chain that is too short for any request of the device.
+    #[error("a request without a whole header, or without room for its status")]
+    NoRequest,
 }
 
 /// A queue that the driver has enabled and that lies in guest memory as a whole.

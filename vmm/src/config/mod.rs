@@ -2,9 +2,12 @@
 //!
 //! A field is `None` where the user said nothing; the default is in the method that has the field's name.
 
+pub mod disk;
+mod rate;
 mod size;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -17,6 +20,8 @@ use thiserror::Error;
 use crate::host::HostKind;
 use crate::pvm;
 
+pub use disk::DiskConfig;
+pub use rate::{ByteRate, ByteRateError};
 pub use size::{ByteSize, ByteSizeError};
 
 /// The page size of x86-64 in bytes; guest memory is a multiple of it.
@@ -85,6 +90,13 @@ pub struct VmConfig {
     #[arg(long)]
     pub rng: bool,
 
+    /// Give the guest a disk: a raw image or a block device; as often as needed. Keys and flags: readonly, format=raw,
+    /// id=NAME, engine=io_uring|sync, cache=writeback|direct, queues=N, iothread, bandwidth=SIZE/s,
+    /// bandwidth-burst=SIZE, iops=N, iops-burst=N
+    #[arg(long = "disk", value_name = disk::SYNTAX)]
+    #[serde(rename = "disk")]
+    pub disks: Vec<DiskConfig>,
+
     /// What kind of KVM the host has, instead of finding out
     #[arg(long, value_name = "KIND")]
     pub host_kind: Option<HostKind>,
@@ -129,6 +141,17 @@ pub enum ConfigError {
     /// More virtio devices than there are interrupt lines.
     #[error("{0} virtio devices: a guest has at most {max}", max = layout::VIRTIO_IRQS.len())]
     TooManyDevices(usize),
+    /// A disk that cannot be.
+    #[error("the disk '{path}': {source}", path = path.display())]
+    Disk {
+        /// Its image.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: disk::DiskConfigError,
+    },
+    /// Two disks of one name.
+    #[error("two disks have the id '{0}': give each its own")]
+    DiskIdTwice(String),
     /// A NUL would end the command line where the user did not.
     #[error("{0} has a NUL character, which a kernel command line cannot have")]
     Nul(&'static str),
@@ -161,7 +184,8 @@ impl VmConfig {
             return Err(ConfigError::CmdlineAndAppend);
         }
         if let Some(directory) = path.parent() {
-            for path in [&mut config.kernel, &mut config.initrd].into_iter().flatten() {
+            let files = [&mut config.kernel, &mut config.initrd].into_iter().flatten();
+            for path in files.chain(config.disks.iter_mut().map(|disk| &mut disk.path)) {
                 *path = directory.join(&*path);
             }
         }
@@ -188,6 +212,11 @@ impl VmConfig {
             name: self.name.or(base.name),
             boot: self.boot.or(base.boot),
             rng: self.rng || base.rng,
+            disks: if self.disks.is_empty() {
+                base.disks
+            } else {
+                self.disks
+            },
             host_kind: self.host_kind.or(base.host_kind),
         }
     }
@@ -212,7 +241,23 @@ impl VmConfig {
                 return Err(ConfigError::Nul(field));
             }
         }
-        check_name(self.name())
+        check_name(self.name())?;
+        self.check_disks()
+    }
+
+    fn check_disks(&self) -> Result<(), ConfigError> {
+        for (index, disk) in self.disks.iter().enumerate() {
+            disk.check().map_err(|source| ConfigError::Disk {
+                path: disk.path.clone(),
+                source,
+            })?;
+            if let Some(id) = &disk.id
+                && self.disks[..index].iter().any(|other| other.id == disk.id)
+            {
+                return Err(ConfigError::DiskIdTwice(id.clone()));
+            }
+        }
+        Ok(())
     }
 
     /// Number of vCPUs.

@@ -1,0 +1,132 @@
+//! Disks (§5.2): an image on the host, as one or more queues of requests.
+
+mod config;
+pub mod request;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::io;
+use std::sync::Arc;
+
+use tracing::info;
+use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+
+use super::{Activation, Queue, VirtioDevice, Worker, read_config_bytes};
+use crate::disk::{Engine, EngineKind, Image};
+use crate::rate_limit::RateLimit;
+use request::ID_BYTES;
+use worker::{BlockWorker, Setup};
+
+/// Entries of each queue.
+const QUEUE_SIZE: u16 = 256;
+/// The most queues that a disk can have.
+pub const MAX_QUEUES: u16 = 16;
+/// The largest DISCARD and WRITE_ZEROES: 64 MiB, so that one which has to be written out does not take long.
+const EXTENT_SECTORS: u32 = 64 << 11;
+
+/// What a disk is beside its image.
+pub struct BlockOptions {
+    /// The serial number, of which the guest sees the first 20 bytes.
+    pub id: String,
+    /// How the image is read and written; `None`: by io_uring where the kernel has it.
+    pub engine: Option<EngineKind>,
+    /// Queues, 1 to [`MAX_QUEUES`].
+    pub queues: u16,
+    /// What all queues share.
+    pub limit: RateLimit,
+}
+
+/// A disk.
+pub struct Block {
+    name: String,
+    id: [u8; ID_BYTES],
+    image: Arc<Image>,
+    engine: Option<EngineKind>,
+    limit: Arc<RateLimit>,
+    queue_sizes: Vec<u16>,
+}
+
+impl Block {
+    /// Shows `image` to a guest.
+    pub fn new(image: Image, options: BlockOptions) -> Self {
+        let mut id = [0; ID_BYTES];
+        let len = options.id.len().min(ID_BYTES);
+        id[..len].copy_from_slice(&options.id.as_bytes()[..len]);
+        let name = if options.id.is_empty() {
+            format!("disk '{}'", image.path().display())
+        } else {
+            format!("disk '{}'", options.id)
+        };
+        Self {
+            name,
+            id,
+            image: Arc::new(image),
+            engine: options.engine,
+            limit: Arc::new(options.limit),
+            queue_sizes: vec![QUEUE_SIZE; usize::from(options.queues.clamp(1, MAX_QUEUES))],
+        }
+    }
+
+    fn queues(&self) -> u16 {
+        self.queue_sizes.len() as u16
+    }
+
+    /// The engine that was asked for, or the best that there is.
+    fn engine(&self, in_flight: u16) -> io::Result<Engine> {
+        let new = |kind| Engine::new(kind, &self.image, in_flight);
+        match self.engine {
+            Some(kind) => new(kind),
+            None => new(EngineKind::Uring).or_else(|error| {
+                info!("{}: engine=sync, for io_uring cannot be used: {error}", self.name);
+                new(EngineKind::Sync)
+            }),
+        }
+    }
+
+    fn worker(&self, queue: Queue, write_through: bool) -> io::Result<Box<dyn Worker>> {
+        let setup = Setup {
+            engine: self.engine(queue.size())?,
+            image: self.image.clone(),
+            limit: self.limit.clone(),
+            id: self.id,
+            write_through,
+        };
+        Ok(Box::new(BlockWorker::new(queue, setup)?))
+    }
+}
+
+impl VirtioDevice for Block {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn id(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn features(&self) -> u64 {
+        config::features(&self.image, self.queues())
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&config::space(&self.image, self.queues()), offset, data);
+    }
+
+    fn start(&self, mut activation: Activation) -> io::Result<Vec<Box<dyn Worker>>> {
+        // §5.2.6.2: a driver that does not know FLUSH takes what is done for durable.
+        let write_through = !activation.has(VIRTIO_BLK_F_FLUSH);
+        let first = activation.take(0)?;
+        let others = activation.queues.into_iter().flatten();
+        std::iter::once(first)
+            .chain(others)
+            .map(|queue| self.worker(queue, write_through))
+            .collect()
+    }
+}

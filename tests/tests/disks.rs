@@ -1,0 +1,366 @@
+//! Disks: what a guest writes is on the host's image, whatever happens to posada; and images that cannot be a disk.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use posada_tests::guest::TempFile;
+use posada_tests::payload::hello;
+use posada_tests::{Ended, Guest, Running};
+
+const FAILURE: i32 = 1;
+const USAGE: i32 = 2;
+const GUEST_CRASHED: i32 = 3;
+const MIB: u64 = 1 << 20;
+
+/// An image of this size, sparse.
+fn image(size: u64) -> TempFile {
+    let image = TempFile::new("disk.img", "");
+    File::options()
+        .write(true)
+        .open(image.path())
+        .unwrap()
+        .set_len(size)
+        .unwrap();
+    image
+}
+
+/// The bare guest's disk check, on this disk.
+fn check(words: &str, disk: impl AsRef<str>) -> Guest {
+    Guest::bare(&format!("program=blk-check {words}"))
+        .arg("--disk")
+        .arg(disk.as_ref())
+}
+
+/// The last line of the console: how many sectors, and their checksum.
+fn last_line(ended: &Ended) -> String {
+    ended
+        .console()
+        .lines()
+        .last()
+        .expect("it prints a checksum")
+        .to_owned()
+}
+
+#[test]
+fn what_one_guest_writes_the_next_one_reads_by_each_engine_and_cache() {
+    for options in ["engine=io_uring", "engine=sync", "engine=io_uring,cache=direct"] {
+        let image = image(4 * MIB);
+        let disk = format!("{},{options},id=the-disk,queues=2,iothread", image.as_str());
+        let written = check("sectors=1000 first=24", &disk).run().expect_status(0);
+        assert!(
+            written
+                .console()
+                .contains("capacity=8192 readonly=false id=the-disk"),
+            "{options}"
+        );
+        let other_engine = format!("{},engine=sync,readonly", image.as_str());
+        let read = check("sectors=1000 first=24 mode=read", &other_engine)
+            .run()
+            .expect_status(0);
+        assert_eq!(last_line(&read), last_line(&written), "{options}");
+        assert_eq!(written.messages() + &read.messages(), "", "{options}");
+    }
+}
+
+#[test]
+fn a_readonly_disk_is_left_as_it_is() {
+    let image = image(MIB);
+    let ended = check("sectors=8", format!("{},readonly", image.as_str()))
+        .run()
+        .expect_status(GUEST_CRASHED);
+    assert!(
+        ended.console().contains("readonly=true"),
+        "the guest is told that it may not write"
+    );
+    let mut bytes = Vec::new();
+    File::open(image.path()).unwrap().read_to_end(&mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 0), "nothing was written");
+}
+
+#[test]
+fn a_limited_disk_loses_nothing() {
+    let image = image(4 * MIB);
+    let disk = format!(
+        "{},bandwidth=20M/s,bandwidth-burst=64K,iops=1000,iops-burst=2",
+        image.as_str()
+    );
+    check("sectors=4000", disk).run().expect_status(0);
+}
+
+#[test]
+fn disks_come_in_the_order_of_their_flags() {
+    let (small, large) = (image(MIB), image(2 * MIB));
+    let guest = Guest::bare("program=blk-check device=1 sectors=1");
+    let ended = guest
+        .arg("--disk")
+        .arg(small.path())
+        .arg("--disk")
+        .arg(large.path())
+        .run()
+        .expect_status(0);
+    assert!(ended.console().contains("capacity=4096 "));
+}
+
+/// posada as `guest` wants it run, in a mount namespace of its own after `sh` has run `script` there, whose `$1` is `place`
+/// and `$2` is `other`.
+fn after(script: &str, place: &Path, other: &Path, guest: &Guest) -> Running {
+    let posada = guest.command(Stdio::null());
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--map-root-user", "sh", "-ec"])
+        .arg(format!("{script}; shift 2; exec \"$@\""))
+        .arg("sh")
+        .args([place, other])
+        .arg(posada.get_program())
+        .args(posada.get_args())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    Running::of(command)
+}
+
+/// An image of 16 MiB on a file system of one.
+#[test]
+fn a_full_host_is_an_io_error_of_the_guests_and_told_once() {
+    const SCRIPT: &str = "mount -t tmpfs -o size=1M none \"$1\"; truncate -s 16M \"$2\"";
+    let place = TempFile::new("here", "");
+    let disk = place.directory().join("disk.img");
+    let guest = check("sectors=16384", disk.to_str().unwrap());
+    let ended = after(SCRIPT, place.directory(), &disk, &guest)
+        .wait()
+        .expect_status(GUEST_CRASHED);
+    assert!(
+        ended.console().contains("FAILED: "),
+        "the guest goes on and says so"
+    );
+    let messages = ended.messages();
+    assert_eq!(
+        messages.matches("No space left on device").count(),
+        1,
+        "{messages}"
+    );
+    assert!(messages.contains(disk.to_str().unwrap()), "{messages}");
+    ended.expect_no_panic();
+}
+
+#[track_caller]
+fn refuses(disk: impl AsRef<str>, status: i32, named: &[&str]) {
+    let guest = Guest::payload(hello()).arg("--disk").arg(disk.as_ref());
+    guest.run().expect_refusal(status, named);
+}
+
+#[test]
+fn a_file_that_is_no_image() {
+    let directory = TempFile::new("file", "");
+    refuses(
+        "/nonexistent/disk",
+        FAILURE,
+        &["'/nonexistent/disk'", "No such file"],
+    );
+    refuses("/tmp", FAILURE, &["'/tmp'", "a directory"]);
+    refuses("/dev/zero", FAILURE, &["'/dev/zero'", "a character device"]);
+    let pipe = directory.directory().join("pipe");
+    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+    refuses(pipe.to_str().unwrap(), FAILURE, &["a pipe"]);
+    refuses(directory.as_str(), FAILURE, &["is empty", "truncate"]);
+    let half = TempFile::new("half", [0; 1000]);
+    refuses(half.as_str(), FAILURE, &["1000 bytes", "multiple of 512"]);
+    let qcow2 = TempFile::new("image", [&b"QFI\xfb"[..], &[0; 508]].concat());
+    refuses(
+        qcow2.as_str(),
+        FAILURE,
+        &["qcow2", "qemu-img convert", "format=raw"],
+    );
+}
+
+#[test]
+fn an_image_that_may_only_be_read() {
+    const SCRIPT: &str = "mount --bind \"$1\" \"$2\"; mount -o remount,bind,ro \"$2\"";
+    let image = image(MIB);
+    let readonly = TempFile::new("mounted", "");
+    let guest = Guest::payload(hello()).arg("--disk").arg(readonly.path());
+    let named = [readonly.as_str(), "for writing", "',readonly'"];
+    after(SCRIPT, image.path(), readonly.path(), &guest)
+        .wait()
+        .expect_refusal(FAILURE, &named);
+    let guest = Guest::payload(hello())
+        .arg("--disk")
+        .arg(format!("{},readonly", readonly.as_str()));
+    after(SCRIPT, image.path(), readonly.path(), &guest)
+        .wait()
+        .expect_status(0);
+}
+
+fn given_twice(disk: &str) -> Ended {
+    let guest = Guest::payload(hello()).arg("--disk").arg(disk);
+    guest.arg("--disk").arg(disk).run()
+}
+
+#[test]
+fn words_that_make_no_sense() {
+    let image = image(MIB);
+    for (words, named) in [
+        ("nonsense", "'nonsense'"),
+        ("format=qcow2", "qemu-img convert"),
+        ("engine=fast", "io_uring or sync"),
+        ("bandwidth=fast", "100M/s"),
+        ("queues=0", "1 to 16"),
+        ("iops=0", "above 0"),
+        ("id=a b", "printable"),
+        ("id=012345678901234567890", "1 to 20"),
+    ] {
+        let guest = Guest::payload(hello())
+            .arg("--disk")
+            .arg(format!("{},{words}", image.as_str()));
+        let ended = guest.run().expect_status(USAGE);
+        assert!(ended.messages().contains(named), "{words}: {}", ended.messages());
+    }
+    let twice = format!("{},id=one", image.as_str());
+    given_twice(&twice).expect_refusal(USAGE, &["'one'"]);
+}
+
+#[test]
+fn an_image_that_is_in_use() {
+    let image = image(MIB);
+    let mut first = Guest::bare("program=idle")
+        .arg("--disk")
+        .arg(image.path())
+        .start();
+    first.wait_for("\n");
+    let holder = format!("process {} (", first.pid());
+    refuses(image.as_str(), FAILURE, &["in use", &holder]);
+    refuses(format!("{},readonly", image.as_str()), FAILURE, &[&holder]);
+    let link = image.directory().join("link");
+    symlink(image.path(), &link).unwrap();
+    refuses(link.to_str().unwrap(), FAILURE, &[&holder]);
+    drop(first);
+    Guest::payload(hello())
+        .arg("--disk")
+        .arg(image.path())
+        .run()
+        .expect_status(0);
+    given_twice(image.as_str()).expect_refusal(FAILURE, &["another disk of this guest"]);
+}
+
+#[test]
+fn many_guests_read_one_image() {
+    let image = image(MIB);
+    let disk = format!("{},readonly", image.as_str());
+    let mut first = Guest::bare("program=idle").arg("--disk").arg(&disk).start();
+    first.wait_for("\n");
+    Guest::payload(hello())
+        .arg("--disk")
+        .arg(&disk)
+        .run()
+        .expect_status(0);
+    refuses(image.as_str(), FAILURE, &["in use"]);
+}
+
+/// Runs a tool of e2fsprogs on an image.
+#[track_caller]
+fn tool(name: &str, arguments: &[&str]) -> Output {
+    let output = Command::new(name)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("{name} of e2fsprogs: {error}"));
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name} {arguments:?}: {text}");
+    output
+}
+
+/// An ext4 file system made by the host.
+fn ext4() -> TempFile {
+    let image = image(32 * MIB);
+    tool("mkfs.ext4", &["-q", "-F", image.as_str()]);
+    image
+}
+
+/// A file's bytes, out of the image.
+fn file_in(image: &Path, path: &str) -> Vec<u8> {
+    let image = image.to_str().unwrap();
+    tool("debugfs", &["-R", &format!("cat {path}"), image]).stdout
+}
+
+fn md5(bytes: &[u8]) -> String {
+    let file = TempFile::new("bytes", bytes);
+    let output = tool("md5sum", &[file.as_str()]);
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .to_owned()
+}
+
+/// The words that the guest printed behind `name=`. In what is typed there are quotes in between, so its echo is none.
+fn told<'a>(console: &'a str, name: &str) -> Vec<&'a str> {
+    let mark = format!("{name}=");
+    let lines = console.lines().filter_map(|line| line.strip_prefix(&mark));
+    lines.map(str::trim).collect()
+}
+
+/// With the image growing meanwhile, which the guest's kernel notices. Not much is written: the guest's kernel may be slow.
+#[test]
+fn linux_mounts_a_file_system_of_the_hosts_and_leaves_it_whole() {
+    const WRITE: &str = "mount -t ext4 -o discard /dev/vda /tmp/ || exit\n\
+        mkdir -p /tmp/a/b /tmp/c; cp /bin/busybox /tmp/a/b/program\n\
+        dd if=/dev/urandom of=/tmp/c/noise bs=16k count=1 2>/dev/null\n\
+        sync\n\
+        for f in a/b/program c/noise; do set -- $(md5sum /tmp/$f); echo; echo sum''=$1; done\n";
+    let image = ext4();
+    let mut guest = Guest::tiny()
+        .arg("--disk")
+        .arg(format!("{},id=root", image.as_str()))
+        .start();
+    guest.send(WRITE);
+    guest.wait_for("sum=");
+    guest.wait_for("sum=");
+    File::options()
+        .write(true)
+        .open(image.path())
+        .unwrap()
+        .set_len(48 * MIB)
+        .unwrap();
+    guest.wait_for("new size: 98304 512-byte logical blocks");
+    guest.send("umount /tmp; echo; echo id''=$(cat /sys/block/vda/serial); poweroff\n");
+    let ended = guest.wait().expect_status(0);
+    assert_eq!(ended.messages(), "");
+    let console = ended.console();
+    assert_eq!(told(&console, "id"), ["root"]);
+    tool("fsck.ext4", &["-f", "-n", image.as_str()]);
+    let sums = ["/a/b/program", "/c/noise"].map(|path| md5(&file_in(image.path(), path)));
+    assert_eq!(told(&console, "sum"), sums);
+}
+
+/// The journal is the guest's; the host's fsck replays it.
+#[test]
+fn what_linux_has_flushed_survives_the_sudden_death_of_posada() {
+    const WRITE: &str = "mount -t ext4 /dev/vda /tmp || exit\n\
+        cp /bin/busybox /tmp/flushed; sync\n\
+        set -- $(md5sum /tmp/flushed); echo; echo sum''=$1\n\
+        while true; do dd if=/dev/zero of=/tmp/more bs=64k count=4 2>/dev/null; echo writ''ten; done\n";
+    let image = ext4();
+    let mut guest = Guest::tiny().arg("--disk").arg(image.path()).start();
+    guest.send(WRITE);
+    guest.wait_for("sum=");
+    let sum = guest.wait_for("\n");
+    guest.wait_for("written");
+    guest.signal(Signal::SIGKILL);
+    let ended = guest.wait();
+    assert_eq!(ended.status.code(), None, "it was killed");
+    // It replays the journal, and may count that as a correction; what needs an answer is status 4.
+    let replayed = Command::new("fsck.ext4").args(["-p", image.as_str()]).output();
+    let status = replayed.expect("e2fsprogs are there").status.code();
+    assert!(
+        matches!(status, Some(0 | 1)),
+        "fsck.ext4 -p ended with {status:?}"
+    );
+    tool("fsck.ext4", &["-f", "-n", image.as_str()]);
+    assert_eq!(md5(&file_in(image.path(), "/flushed")), sum.trim());
+}
