@@ -1,5 +1,8 @@
 //! Entropy (§5.4): fills the guest's buffers with random bytes of the host's.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
