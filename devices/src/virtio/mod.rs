@@ -20,6 +20,7 @@
 //! A **worker** serves one queue, or several that belong together, on an I/O thread. It shares no lock with the
 //! vCPUs: what it tells the guest goes through [`Interrupt`], and it is taken off its thread to be stopped.
 
+pub mod balloon;
 pub mod block;
 mod chain;
 mod interrupt;

@@ -1,0 +1,143 @@
+//! What the guest says of its memory (§5.5.6.3), asked for at an interval and put into the log.
+//!
+//! The device holds the driver's one buffer, and asks by giving it back; the driver answers with a new one.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tracing::info;
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::PAGE_SIZE;
+use crate::virtio::{Chain, Queue, QueueError};
+
+/// Bytes of one statistic: a tag of 16 bits, a value of 64, packed and little-endian (§5.5.6.3).
+const STAT_SIZE: u32 = 10;
+/// Most statistics of one buffer that are looked at; the specification knows 16.
+const MAX_STATS: u32 = 64;
+
+enum Unit {
+    Bytes,
+    Count,
+}
+
+/// What to call the statistics, by tag (§5.5.6.4).
+const KNOWN: [(&str, Unit); 10] = [
+    ("swapped in", Unit::Bytes),
+    ("swapped out", Unit::Bytes),
+    ("major faults", Unit::Count),
+    ("minor faults", Unit::Count),
+    ("free", Unit::Bytes),
+    ("total", Unit::Bytes),
+    ("available", Unit::Bytes),
+    ("caches", Unit::Bytes),
+    ("huge pages allocated", Unit::Count),
+    ("huge pages refused", Unit::Count),
+];
+
+/// The statistics queue and the clock that it is asked by.
+pub struct StatsPoll {
+    queue: Queue,
+    timer: TimerFd,
+    /// The buffer to ask with.
+    held: Option<u16>,
+    asked: bool,
+    actual: Arc<AtomicU32>,
+}
+
+impl StatsPoll {
+    pub fn new(queue: Queue, interval: Duration, actual: Arc<AtomicU32>) -> io::Result<Self> {
+        let mut timer = TimerFd::new()?;
+        timer.reset(interval, Some(interval))?;
+        Ok(Self {
+            queue,
+            timer,
+            held: None,
+            asked: false,
+            actual,
+        })
+    }
+
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    pub fn timer(&self) -> &TimerFd {
+        &self.timer
+    }
+
+    /// The interval is over: asks, unless the driver has not answered the last time.
+    pub fn ask(&mut self) -> Result<(), QueueError> {
+        // Fails only when it has not expired.
+        let _ = self.timer.wait();
+        self.asked |= self.held.is_some();
+        self.return_held()
+    }
+
+    /// The driver has sent its buffer.
+    pub fn receive(&mut self, chain: &mut Chain) -> Result<(), QueueError> {
+        self.queue.clear_doorbell();
+        for _ in 0..self.queue.size() {
+            if !self.queue.pop(chain)? {
+                break;
+            }
+            if std::mem::take(&mut self.asked) {
+                let given = u64::from(self.actual.load(Ordering::Relaxed)) * PAGE_SIZE;
+                info!(
+                    "balloon: {} MiB handed over; the guest's memory: {}",
+                    given >> 20,
+                    Stats(chain)
+                );
+            }
+            // A driver has one buffer. If it sends more, the last is held.
+            self.return_held()?;
+            self.held = Some(chain.head());
+        }
+        if self.queue.enable_doorbell() {
+            self.queue.ring();
+        }
+        Ok(())
+    }
+
+    /// Gives the driver its buffer back for good.
+    pub fn give_back(&mut self) {
+        // The head came from this queue, so the queue takes it.
+        let _ = self.return_held();
+    }
+
+    fn return_held(&mut self) -> Result<(), QueueError> {
+        if let Some(head) = self.held.take() {
+            self.queue.complete(head, 0)?;
+            self.queue.signal();
+        }
+        Ok(())
+    }
+}
+
+/// A driver's buffer, for the log.
+struct Stats<'a>(&'a Chain);
+
+impl fmt::Display for Stats<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = (self.0.readable_len() / STAT_SIZE).min(MAX_STATS);
+        let mut separator = "";
+        for n in 0..count {
+            let mut stat = [0; STAT_SIZE as usize];
+            self.0.read(n * STAT_SIZE, &mut stat);
+            let [tag_low, tag_high, value @ ..] = stat;
+            let (tag, value) = (u16::from_le_bytes([tag_low, tag_high]), u64::from_le_bytes(value));
+            let Some((name, unit)) = KNOWN.get(usize::from(tag)) else {
+                continue;
+            };
+            match unit {
+                Unit::Bytes => write!(f, "{separator}{name} {} MiB", value >> 20)?,
+                Unit::Count => write!(f, "{separator}{name} {value}")?,
+            }
+            separator = ", ";
+        }
+        Ok(())
+    }
+}
