@@ -30,6 +30,7 @@ mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod vsock;
 mod worker;
 
 pub use chain::Chain;

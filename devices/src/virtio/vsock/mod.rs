@@ -1,0 +1,104 @@
+//! Sockets between guest and host (§5.10): streams between the guest's AF_VSOCK and Unix sockets of the host's.
+//!
+//! A host program that connects to the device's socket and says `CONNECT 1234` gets a stream to port 1234 of the guest; a
+//! guest that connects to port 1234 of the host gets one to whoever listens at the socket's path with `_1234` behind it.
+//! Data goes from socket to guest memory and back without a copy, unless a host program does not read what a guest sends.
+
+mod backlog;
+mod connection;
+mod credit;
+mod host;
+mod packet;
+mod socket;
+mod switchboard;
+mod table;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+
+use super::{Activation, VirtioDevice, Worker, read_config_bytes};
+use switchboard::{HostSide, Switchboard};
+use worker::VsockWorker;
+
+pub use host::{BindError, SocketFile};
+
+/// Feature bit VIRTIO_VSOCK_F_STREAM (§5.10.3).
+const F_STREAM: u32 = 0;
+
+/// The queues' indices (§5.10.2).
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+const EVENT: usize = 2;
+const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
+
+/// What the worker waits for; connections from [`CONNECTIONS`](token::CONNECTIONS) on.
+mod token {
+    pub const RECEIVE: u32 = 0;
+    pub const TRANSMIT: u32 = 1;
+    pub const LISTENER: u32 = 2;
+    pub const HANDSHAKES: u32 = 0x100;
+    pub const CONNECTIONS: u32 = 0x200;
+}
+
+/// The socket device.
+pub struct Vsock {
+    cid: u64,
+    host: Arc<HostSide>,
+}
+
+impl Vsock {
+    /// A device for the guest with this CID (3 to 2^32 - 2, §5.10.4), which host programs reach at `path`. The socket's
+    /// name goes with what is returned beside it.
+    ///
+    /// # Errors
+    /// `path` cannot be a socket of posada's.
+    pub fn bind(path: &Path, cid: u32) -> Result<(Self, SocketFile), BindError> {
+        let (listener, file) = host::listen(path)?;
+        let host = Arc::new(HostSide {
+            listener,
+            path: path.to_owned(),
+        });
+        let cid = cid.into();
+        Ok((Self { cid, host }, file))
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn name(&self) -> &str {
+        "vsock"
+    }
+
+    fn id(&self) -> u32 {
+        VIRTIO_ID_VSOCK
+    }
+
+    fn features(&self) -> u64 {
+        1 << F_STREAM
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.cid.to_le_bytes(), offset, data);
+    }
+
+    fn start(&self, mut activation: Activation) -> io::Result<Vec<Box<dyn Worker>>> {
+        let (receive, transmit) = (activation.take(RECEIVE)?, activation.take(TRANSMIT)?);
+        let switchboard = Switchboard::new(self.host.clone(), self.cid, activation.interrupt.clone());
+        let event = activation.take(EVENT).ok();
+        Ok(vec![Box::new(VsockWorker::new(
+            receive,
+            transmit,
+            event,
+            switchboard,
+        ))])
+    }
+}
