@@ -112,9 +112,10 @@ fn run_guest(run: Run) -> Result<End, Error> {
         None => run.vm,
     };
     console::block_signals()?;
-    let vm = Vm::build(&config, Box::new(console::output()?))?.start();
+    let mut vm = Vm::build(&config, Box::new(console::output()?))?.start();
     let end = console::attend(&vm)?;
     report(config.name(), &end);
+    vm.remove_files();
     // Taking the machine apart takes KVM milliseconds; the kernel does it as the process goes.
     std::mem::forget(vm);
     Ok(end)

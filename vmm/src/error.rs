@@ -10,6 +10,7 @@ use arch_x86_64::kernel::KernelError;
 use arch_x86_64::mptable::MpTableError;
 use devices::BusError;
 use devices::disk::DiskError;
+use devices::virtio::vsock::BindError;
 use thiserror::Error;
 
 use crate::config::{ByteSize, ConfigError};
@@ -87,6 +88,9 @@ pub enum Error {
     /// Two devices want one address.
     #[error("cannot place a device: {0}")]
     Bus(#[from] BusError),
+    /// Host programs cannot reach the guest's sockets.
+    #[error(transparent)]
+    Vsock(#[from] BindError),
     /// More CPUID entries or MSRs than KVM takes.
     #[error("KVM takes fewer than {0} CPUID entries or MSRs")]
     CpuidTooLong(usize),

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use arch_x86_64::layout::{self, VirtioSlot};
 use devices::disk::{DiskError, Image};
+use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::rng::Rng;
+use devices::virtio::vsock::{SocketFile, Vsock};
 use devices::virtio::{IoThreads, MmioTransport, NOTIFY_OFFSET, VirtioDevice};
 use kvm_ioctls::{IoEventAddress, VmFd};
 
@@ -22,10 +24,11 @@ pub struct Device {
     threads: Arc<dyn IoThreads>,
 }
 
-/// Opens what the devices need of the host. Their order is the one in which the guest finds them.
-pub fn open(config: &VmConfig) -> Result<Vec<Device>, Error> {
+/// Opens what the devices need of the host. Their order is the one in which the guest finds them. The files are names in the
+/// host's file system, which go when they are dropped.
+pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<SocketFile>), Error> {
     let shared: Arc<dyn IoThreads> = Arc::new(IoThreadPool::new("io", Sharing::One));
-    let mut devices = Vec::new();
+    let (mut devices, mut files) = (Vec::new(), Vec::new());
     let mut add = |device: Arc<dyn VirtioDevice>, threads: &Arc<dyn IoThreads>| {
         devices.push(Device {
             device,
@@ -45,7 +48,15 @@ pub fn open(config: &VmConfig) -> Result<Vec<Device>, Error> {
     if config.rng {
         add(Arc::new(Rng), &shared);
     }
-    Ok(devices)
+    if let Some(vsock) = &config.vsock {
+        let (device, file) = Vsock::bind(&vsock.path, vsock.cid())?;
+        add(Arc::new(device), &shared);
+        files.push(file);
+    }
+    if let Some(balloon) = &config.balloon {
+        add(Arc::new(Balloon::new(balloon.options())), &shared);
+    }
+    Ok((devices, files))
 }
 
 fn open_disk(config: &DiskConfig) -> Result<Block, DiskError> {

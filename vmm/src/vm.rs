@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use arch_x86_64::layout;
 use arch_x86_64::registers::Registers;
 use devices::serial::{self, SerialPort};
+use devices::virtio::vsock::SocketFile;
 use devices::{i8042, power, pvpanic, rtc};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
@@ -37,6 +38,7 @@ pub struct Vm {
     serial: Arc<SerialPort>,
     room: EventFd,
     lifecycle: Arc<Lifecycle>,
+    files: Vec<SocketFile>,
 }
 
 /// A machine whose vCPUs run, each on its thread. Dropping it stops them.
@@ -45,6 +47,7 @@ pub struct RunningVm {
     serial: Arc<SerialPort>,
     room: EventFd,
     lifecycle: Arc<Lifecycle>,
+    files: Vec<SocketFile>,
 }
 
 impl Vm {
@@ -68,7 +71,7 @@ impl Vm {
         let lifecycle = Arc::new(Lifecycle::new().doing("open an eventfd")?);
         let room = eventfd()?;
         let (mut buses, serial) = place_devices(&machine.fd, &room, console)?;
-        let devices = virtio::open(config)?;
+        let (devices, files) = virtio::open(config)?;
         let slots = virtio::place(&machine.fd, &machine.memory, devices, &mut buses)?;
         let registers = boot::load(config, kind, &machine.memory, &slots)?;
         vcpus.iter().try_for_each(VcpuThread::wait_until_ready)?;
@@ -79,6 +82,7 @@ impl Vm {
             serial,
             room,
             lifecycle,
+            files,
         })
     }
 
@@ -91,6 +95,7 @@ impl Vm {
             serial: self.serial,
             room: self.room,
             lifecycle: self.lifecycle,
+            files: self.files,
         }
     }
 }
@@ -114,6 +119,11 @@ impl RunningVm {
     /// Why the machine has stopped, or `None` while it runs.
     pub fn stop_reason(&self) -> Option<Stop> {
         self.lifecycle.stop_reason()
+    }
+
+    /// Removes what the machine has in the host's file system, for who does not drop it.
+    pub fn remove_files(&mut self) {
+        self.files.clear();
     }
 }
 

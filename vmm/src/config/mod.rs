@@ -2,11 +2,13 @@
 //!
 //! A field is `None` where the user said nothing; the default is in the method that has the field's name.
 
+pub mod balloon;
 pub mod disk;
 mod rate;
 mod size;
 #[cfg(test)]
 mod tests;
+pub mod vsock;
 mod words;
 
 use std::fs::File;
@@ -20,9 +22,12 @@ use thiserror::Error;
 use crate::host::HostKind;
 use crate::pvm;
 
+pub use balloon::{BalloonConfig, BalloonConfigError};
 pub use disk::DiskConfig;
 pub use rate::{ByteRate, ByteRateError};
 pub use size::{ByteSize, ByteSizeError};
+pub use vsock::{VsockConfig, VsockConfigError};
+pub use words::WordError;
 
 /// The page size of x86-64 in bytes; guest memory is a multiple of it.
 pub const PAGE_SIZE: u64 = 4096;
@@ -97,6 +102,14 @@ pub struct VmConfig {
     #[serde(rename = "disk")]
     pub disks: Vec<DiskConfig>,
 
+    /// Streams to and from the guest, by a Unix socket at PATH [default: cid=3]
+    #[arg(long, value_name = vsock::SYNTAX)]
+    pub vsock: Option<VsockConfig>,
+
+    /// A memory balloon: pages that the guest does without go back to the host
+    #[arg(long, value_name = balloon::SYNTAX)]
+    pub balloon: Option<BalloonConfig>,
+
     /// What kind of KVM the host has, instead of finding out
     #[arg(long, value_name = "KIND")]
     pub host_kind: Option<HostKind>,
@@ -152,6 +165,12 @@ pub enum ConfigError {
     /// Two disks of one name.
     #[error("two disks have the id '{0}': give each its own")]
     DiskIdTwice(String),
+    /// A vsock device that cannot be.
+    #[error("vsock: {0}")]
+    Vsock(#[from] VsockConfigError),
+    /// A balloon that cannot be.
+    #[error("balloon: {0}")]
+    Balloon(#[from] BalloonConfigError),
     /// A NUL would end the command line where the user did not.
     #[error("{0} has a NUL character, which a kernel command line cannot have")]
     Nul(&'static str),
@@ -185,7 +204,9 @@ impl VmConfig {
         }
         if let Some(directory) = path.parent() {
             let files = [&mut config.kernel, &mut config.initrd].into_iter().flatten();
-            for path in files.chain(config.disks.iter_mut().map(|disk| &mut disk.path)) {
+            let disks = config.disks.iter_mut().map(|disk| &mut disk.path);
+            let vsock = config.vsock.iter_mut().map(|vsock| &mut vsock.path);
+            for path in files.chain(disks).chain(vsock) {
                 *path = directory.join(&*path);
             }
         }
@@ -217,6 +238,8 @@ impl VmConfig {
             } else {
                 self.disks
             },
+            vsock: self.vsock.or(base.vsock),
+            balloon: self.balloon.or(base.balloon),
             host_kind: self.host_kind.or(base.host_kind),
         }
     }
@@ -240,6 +263,12 @@ impl VmConfig {
             if text.as_ref().is_some_and(|text| text.contains('\0')) {
                 return Err(ConfigError::Nul(field));
             }
+        }
+        if let Some(vsock) = &self.vsock {
+            vsock.check()?;
+        }
+        if let Some(balloon) = &self.balloon {
+            balloon.check(memory)?;
         }
         check_name(self.name())?;
         self.check_disks()

@@ -73,6 +73,19 @@ fn flags_win_over_the_file() {
 }
 
 #[test]
+fn a_device_of_a_flag_replaces_the_files_as_a_whole() {
+    let file = toml("[vsock]\npath = '/a'\ncid = 7\n[balloon]\nsize = '4M'\nstats = 5\n");
+    let file = VmConfig::from_file(&file.path).unwrap();
+    let merged = flags(&["--vsock=/b", "--balloon=size=8M"]).or(file.clone());
+    assert_eq!(merged, flags(&["--vsock=/b", "--balloon=size=8M"]));
+    assert_eq!(flags(&[]).or(file.clone()), file);
+    let too_large = flags(&["--balloon=size=4M", "--memory=4M"]).check();
+    assert!(matches!(too_large, Err(ConfigError::Balloon(_))));
+    let no_guests = flags(&["--vsock=/b,cid=2"]).check();
+    assert!(matches!(no_guests, Err(ConfigError::Vsock(_))));
+}
+
+#[test]
 fn another_kernel_does_not_get_the_files_initrd() {
     let file = VmConfig::from_file(&toml("kernel = '/k'\ninitrd = '/i'").path).unwrap();
     assert_eq!(flags(&["--kernel=/other"]).or(file).initrd, None);
@@ -80,10 +93,12 @@ fn another_kernel_does_not_get_the_files_initrd() {
 
 #[test]
 fn paths_in_a_file_are_relative_to_it() {
-    let file = toml("kernel = 'vmlinux'\ninitrd = '/abs'");
+    let file = toml("kernel = 'vmlinux'\ninitrd = '/abs'\n[vsock]\npath = 'v.sock'\n");
     let config = VmConfig::from_file(&file.path).unwrap();
     assert_eq!(config.kernel, Some(file.directory.as_path().join("vmlinux")));
     assert_eq!(config.initrd, Some(PathBuf::from("/abs")));
+    let vsock = config.vsock.map(|vsock| vsock.path);
+    assert_eq!(vsock, Some(file.directory.as_path().join("v.sock")));
 }
 
 #[test]

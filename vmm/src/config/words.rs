@@ -49,6 +49,15 @@ pub fn split(text: &str, what: &'static str) -> Result<(String, Vec<Word>), Word
     let mut parts = at_single_commas(text).into_iter();
     let first = parts.next().filter(|first| !first.is_empty());
     let first = first.ok_or(WordError::NoFirst(what))?;
+    Ok((first, read(parts)?))
+}
+
+/// The words of a value that is nothing but words, at least one.
+pub fn list(text: &str) -> Result<Vec<Word>, WordError> {
+    read(at_single_commas(text).into_iter())
+}
+
+fn read(parts: impl Iterator<Item = String>) -> Result<Vec<Word>, WordError> {
     let mut words: Vec<Word> = Vec::new();
     for part in parts {
         let word = match part.split_once('=') {
@@ -66,7 +75,7 @@ pub fn split(text: &str, what: &'static str) -> Result<(String, Vec<Word>), Word
         }
         words.push(word);
     }
-    Ok((first, words))
+    Ok(words)
 }
 
 fn at_single_commas(text: &str) -> Vec<String> {
