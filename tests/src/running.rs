@@ -127,6 +127,20 @@ impl Running {
         Pid::from_raw(self.child.id() as i32)
     }
 
+    /// What it has printed on standard error so far, as far as waits have read it.
+    pub fn messages(&self) -> String {
+        String::from_utf8_lossy(&self.stderr.text).into_owned()
+    }
+
+    /// The bytes of its memory, the guest's included, that the host holds now.
+    pub fn resident(&self) -> u64 {
+        let path = format!("/proc/{}/smaps_rollup", self.pid());
+        let rollup = fs::read_to_string(path).expect("a child is in /proc");
+        let rss = rollup.lines().find_map(|line| line.strip_prefix("Rss:"));
+        let kib = rss.and_then(|rss| rss.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.expect("its resident memory, in KiB") << 10
+    }
+
     /// The CPU time that it has used, the guest's included.
     pub fn cpu_time(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("a child is in /proc");

@@ -20,6 +20,8 @@ pub mod kind {
     pub const BLOCK: u32 = 2;
     /// An entropy source.
     pub const ENTROPY: u32 = 4;
+    /// A memory balloon.
+    pub const BALLOON: u32 = 5;
     /// A socket device.
     pub const SOCKET: u32 = 19;
 }

@@ -1,5 +1,6 @@
 //! The programs, by name.
 
+mod balloon;
 mod blk_bench;
 mod blk_check;
 mod devices;
@@ -9,6 +10,7 @@ mod net_bench;
 mod ping_pong;
 mod report;
 mod rng;
+mod vsock_call;
 mod vsock_echo;
 
 use alloc::format;
@@ -27,7 +29,7 @@ struct Program {
 }
 
 /// All of them. Arguments in brackets have defaults.
-const PROGRAMS: [Program; 12] = [
+const PROGRAMS: [Program; 14] = [
     Program {
         name: "hello",
         help: "prints a line",
@@ -87,6 +89,16 @@ const PROGRAMS: [Program; 12] = [
         name: "vsock-echo",
         help: "sends back what connections bring [port=5000 connections=1]",
         run: vsock_echo::run,
+    },
+    Program {
+        name: "vsock-call",
+        help: "calls the host and checks what it sends back [port=5000 connections=1 bytes=1M]",
+        run: vsock_call::run,
+    },
+    Program {
+        name: "balloon",
+        help: "hands memory to the host and takes it back [size=16M by=list|report]",
+        run: balloon::run,
     },
 ];
 

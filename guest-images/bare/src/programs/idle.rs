@@ -44,7 +44,8 @@ pub fn echo(_: &Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-fn read_line() -> String {
+/// Waits for a line of input, halted.
+pub fn read_line() -> String {
     let mut line = Vec::new();
     loop {
         match serial::read() {

@@ -15,9 +15,10 @@ use crate::failure::Outcome;
 use crate::hal::Identity;
 use crate::println;
 
-/// Bytes of a receive buffer, a packet's header included, and bytes of a stream that may wait to be sent back.
-const PACKET: usize = 4096;
-const WINDOW: u32 = 64 << 10;
+/// Bytes of a receive buffer, a packet's header included; of a packet to send; and of a stream that may wait to be sent back.
+const PACKET: usize = 16 << 10;
+const SEND: usize = 32 << 10;
+const WINDOW: u32 = 128 << 10;
 
 type Sockets = VsockConnectionManager<Identity, MmioTransport<'static>, PACKET>;
 
@@ -25,6 +26,8 @@ struct Stream {
     peer: VsockAddr,
     /// What has come and not yet gone back.
     pending: Vec<u8>,
+    /// Bytes that the peer does not know to have been taken.
+    untold: usize,
     /// The peer has ended it.
     ended: bool,
 }
@@ -72,15 +75,16 @@ impl Echo {
             VsockEventType::ConnectionRequest => self.streams.push(Stream {
                 peer: event.source,
                 pending: Vec::new(),
+                untold: 0,
                 ended: false,
             }),
             VsockEventType::Received { length } => {
                 let mut data = vec![0; length];
                 let count = self.sockets.recv(event.source, self.port, &mut data)?;
-                self.sockets.update_credit(event.source, self.port)?;
                 self.bytes += count as u64;
                 if let Some(stream) = self.stream(event.source) {
                     stream.pending.extend_from_slice(&data[..count]);
+                    stream.untold += count;
                 }
             }
             VsockEventType::Disconnected { .. } => {
@@ -100,12 +104,15 @@ impl Echo {
     }
 
     fn send_back(&mut self) -> Outcome {
-        for stream in self
-            .streams
-            .iter_mut()
-            .filter(|stream| !stream.pending.is_empty())
-        {
-            let count = stream.pending.len().min(PACKET);
+        for stream in self.streams.iter_mut() {
+            if stream.untold >= WINDOW as usize / 2 && stream.pending.len() < WINDOW as usize {
+                self.sockets.update_credit(stream.peer, self.port)?;
+                stream.untold = 0;
+            }
+            if stream.pending.is_empty() {
+                continue;
+            }
+            let count = stream.pending.len().min(SEND);
             match self
                 .sockets
                 .send(stream.peer, self.port, &stream.pending[..count])
