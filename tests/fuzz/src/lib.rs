@@ -4,6 +4,7 @@
 //! libfuzzer drives them (`make fuzz`), and `make test` replays what it has found so far. There is no KVM in here:
 //! the guest is a script that writes registers and memory.
 
+mod block;
 mod guest;
 mod queue;
 
@@ -24,6 +25,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "queue",
         run: queue::walk,
+    },
+    Target {
+        name: "block",
+        run: |data| guest::drive(block::device(), data),
     },
     Target {
         name: "rng",
