@@ -23,7 +23,7 @@ use crate::ended::{Ended, transcript};
 use crate::terminal::Terminal;
 
 /// How long any one wait may take: several times what the slowest guest needs on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(300);
+const DEADLINE: Duration = Duration::from_secs(900);
 
 /// A posada process. Dropping it kills the process.
 pub struct Running {

@@ -82,7 +82,7 @@ const LOADS: [Load; 5] = [
     },
 ];
 /// Flushes with nothing to write, against fdatasync(2).
-const FLUSHES: u64 = 20_000;
+const FLUSHES: u64 = 2_000;
 const FLUSH_LIMIT: f64 = 8.0;
 
 /// Measures each load, in posada and in fio by turns.
