@@ -45,6 +45,23 @@ impl Buffers {
         unsafe { self.at(piece, byte).cast::<T>().write_volatile(value) }
     }
 
+    /// How many pieces there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The start of a piece.
+    pub fn start(&self, piece: usize) -> *mut u8 {
+        self.at(piece, 0)
+    }
+
+    /// Fills a piece.
+    pub fn fill(&self, piece: usize, value: u8) {
+        for byte in 0..self.stride {
+            self.write(piece, byte, value);
+        }
+    }
+
     fn at(&self, piece: usize, byte: usize) -> *mut u8 {
         assert!(piece < self.count && byte < self.stride);
         // SAFETY: it is within the allocation.

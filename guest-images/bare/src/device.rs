@@ -36,6 +36,12 @@ pub mod feature {
     pub const VERSION_1: u64 = 1 << 32;
 }
 
+/// What the argument `event-idx=` makes of it: [`feature::EVENT_IDX`], unless it is `no`.
+pub fn event_idx(arguments: &Arguments<'_>) -> Outcome<u64> {
+    let choices = [("yes", feature::EVENT_IDX), ("no", 0)];
+    Ok(arguments.choice("event-idx", &choices, "yes or no")?)
+}
+
 /// All devices of the command line, in its order. A place without a device is left out.
 pub fn all(arguments: &Arguments<'_>) -> Outcome<Vec<Registers>> {
     let mut devices = Vec::new();
@@ -88,10 +94,7 @@ impl Device {
         registers.write(offset::STATUS, 0);
         registers.write(offset::STATUS, status::ACKNOWLEDGE | status::DRIVER);
         let features = registers.features() & (wanted | feature::VERSION_1);
-        for half in 0..2 {
-            registers.write(offset::DRIVER_FEATURES_SELECT, half);
-            registers.write(offset::DRIVER_FEATURES, (features >> (32 * half)) as u32);
-        }
+        registers.take_features(features);
         let agreed = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
         registers.write(offset::STATUS, agreed);
         if registers.read(offset::STATUS) & status::FEATURES_OK == 0 {

@@ -15,6 +15,8 @@ const PAGE: usize = 4096;
 struct State {
     next: usize,
     end: usize,
+    /// The first address behind the RAM.
+    ram_end: usize,
     /// Address of the first free block of each size, `1 << class`; it holds the address of the next. 0 ends a list.
     free: [usize; CLASSES],
 }
@@ -28,6 +30,7 @@ unsafe impl Sync for Pool {}
 static POOL: Pool = Pool(UnsafeCell::new(State {
     next: 0,
     end: 0,
+    ram_end: 0,
     free: [0; CLASSES],
 }));
 
@@ -38,7 +41,13 @@ static POOL: Pool = Pool(UnsafeCell::new(State {
 pub unsafe fn fill(ram: &Range) {
     // SAFETY: nobody else has a reference: allocations begin after this.
     let state = unsafe { &mut *POOL.0.get() };
-    (state.next, state.end) = (ram.start, ram.end);
+    (state.next, state.end, state.ram_end) = (ram.start, ram.end - PAGE, ram.end);
+}
+
+/// The first address behind the RAM. The page before it is nobody's.
+pub fn ram_end() -> u64 {
+    // SAFETY: there is one CPU, and nobody keeps a reference.
+    unsafe { (*POOL.0.get()).ram_end as u64 }
 }
 
 impl State {

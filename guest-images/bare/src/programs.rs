@@ -4,6 +4,7 @@ mod balloon;
 mod blk_bench;
 mod blk_check;
 mod devices;
+mod hostile;
 mod idle;
 mod net;
 mod net_bench;
@@ -18,7 +19,7 @@ use alloc::format;
 use bare_guest::arguments::Arguments;
 
 use crate::failure::{Failure, Outcome};
-use crate::println;
+use crate::{println, serial};
 
 /// A program.
 struct Program {
@@ -29,7 +30,7 @@ struct Program {
 }
 
 /// All of them. Arguments in brackets have defaults.
-const PROGRAMS: [Program; 14] = [
+const PROGRAMS: [Program; 15] = [
     Program {
         name: "hello",
         help: "prints a line",
@@ -72,17 +73,17 @@ const PROGRAMS: [Program; 14] = [
     },
     Program {
         name: "blk-bench",
-        help: "op=read|write|flush [size=4K depth=1 pattern=seq|random count=1000|seconds= queue=0 indirect=no|yes wait=poll|interrupt]",
+        help: "op=read|write|flush [size=4K depth=1 pattern=seq|random count=1000|seconds= queue=0 indirect=no|yes event-idx=yes|no wait=poll|interrupt]",
         run: blk_bench::run,
     },
     Program {
         name: "net-bench",
-        help: "direction=tx|rx [size=1514 count=1000 depth=256 buffer=2K]",
+        help: "direction=tx|rx [size=1514 count=1000 depth=256 buffer=2K event-idx=yes|no]",
         run: net_bench::run,
     },
     Program {
         name: "ping-pong",
-        help: "sends frames back, or starts it [count=1000 size=64 start=host|guest wait=poll|interrupt]",
+        help: "sends frames back, or starts it [count=1000 size=64 start=host|guest event-idx=yes|no wait=poll|interrupt]",
         run: ping_pong::run,
     },
     Program {
@@ -100,6 +101,11 @@ const PROGRAMS: [Program; 14] = [
         help: "hands memory to the host and takes it back [size=16M by=list|report]",
         run: balloon::run,
     },
+    Program {
+        name: "hostile",
+        help: "misuses a device [device=rng case=all rounds=1]",
+        run: hostile::run,
+    },
 ];
 
 /// Runs the program that the command line names.
@@ -112,7 +118,13 @@ pub fn run(arguments: &Arguments<'_>) -> Outcome {
         list();
         return Err(Failure::new(format!("there is no program {name}")));
     };
-    (program.run)(arguments)
+    let holds = arguments.choice("hold", &[("no", false), ("yes", true)], "yes or no")?;
+    (program.run)(arguments)?;
+    if holds {
+        serial::listen();
+        serial::read_line();
+    }
+    Ok(())
 }
 
 fn list() {

@@ -44,6 +44,38 @@ pub struct Used {
     pub length: u32,
 }
 
+/// Where a queue's three parts are (virtio 1.3 §2.7).
+#[derive(Clone, Copy)]
+pub struct Parts {
+    /// The descriptor table, aligned to 16 bytes.
+    pub descriptors: *mut Descriptor,
+    /// The available ring, aligned to 2 bytes.
+    pub available: *mut u16,
+    /// The used ring, aligned to 4 bytes.
+    pub used: *mut u16,
+}
+
+impl Parts {
+    /// One after the other from `start` on.
+    ///
+    /// # Safety
+    /// There must be [`SplitQueue::bytes`] for `size` entries.
+    pub unsafe fn at(start: *mut u8, size: u16) -> Self {
+        let entries = usize::from(size);
+        // SAFETY: both offsets are within those bytes.
+        let (available, used) = unsafe { (start.add(16 * entries), start.add(Self::used_at(entries))) };
+        Self {
+            descriptors: start.cast(),
+            available: available.cast(),
+            used: used.cast(),
+        }
+    }
+
+    const fn used_at(entries: usize) -> usize {
+        (16 * entries + 2 * (entries + 3)).next_multiple_of(4)
+    }
+}
+
 /// A queue. Its memory is never given back: a device may still write to it.
 pub struct SplitQueue {
     index: u16,
@@ -62,27 +94,78 @@ pub struct SplitQueue {
     kicks: u64,
 }
 
+impl Descriptor {
+    /// A buffer for the device to read.
+    pub const fn read(address: u64, length: u32) -> Self {
+        Self {
+            address,
+            length,
+            flags: 0,
+            next: 0,
+        }
+    }
+
+    /// A buffer for the device to write.
+    pub const fn write(address: u64, length: u32) -> Self {
+        Self::read(address, length).with(flag::WRITE)
+    }
+
+    /// A table of descriptors.
+    pub const fn indirect(address: u64, length: u32) -> Self {
+        Self::read(address, length).with(flag::INDIRECT)
+    }
+
+    /// The same with more flags.
+    pub const fn with(self, flags: u16) -> Self {
+        Self {
+            flags: self.flags | flags,
+            ..self
+        }
+    }
+
+    /// The same with another descriptor behind it.
+    pub const fn to(self, next: u16) -> Self {
+        Self { next, ..self }.with(flag::NEXT)
+    }
+}
+
 impl SplitQueue {
     /// Makes a queue of `size` entries, a power of two up to 32768, and tells the device. It asks for no interrupts.
     ///
     /// `event_idx`: VIRTIO_F_EVENT_IDX has been agreed on.
     pub fn new(registers: &Registers, index: u16, size: u16, event_idx: bool) -> Self {
-        let entries = usize::from(size);
-        let available = 16 * entries;
-        let used = (available + 2 * (entries + 3)).next_multiple_of(4);
-        let bytes = used + 8 * entries + 6;
-        let layout = Layout::from_size_align(bytes, 4096).expect("a queue is less than a MiB");
+        let layout = Layout::from_size_align(Self::bytes(size), 4096).expect("a queue is less than a MiB");
         // SAFETY: the layout is not empty.
         let start = unsafe { alloc_zeroed(layout) };
         if start.is_null() {
             handle_alloc_error(layout);
         }
-        // SAFETY: both offsets are within the allocation.
-        let (available, used) = unsafe { (start.add(available).cast(), start.add(used).cast()) };
+        // SAFETY: it is zeroed, large enough, aligned to a page, and nobody else's.
+        let parts = unsafe { Parts::at(start, size) };
+        // SAFETY: as above.
+        unsafe { Self::of(registers, index, size, event_idx, parts) }
+    }
+
+    /// Bytes that a queue of `size` entries takes.
+    pub const fn bytes(size: u16) -> usize {
+        let entries = size as usize;
+        Parts::used_at(entries) + 8 * entries + 6
+    }
+
+    /// The same queue in memory of the caller's.
+    ///
+    /// # Safety
+    /// The parts must be zeroed, aligned, large enough for `size`, and used by nobody else as long as the queue is.
+    pub unsafe fn of(registers: &Registers, index: u16, size: u16, event_idx: bool, parts: Parts) -> Self {
+        let Parts {
+            descriptors,
+            available,
+            used,
+        } = parts;
         let queue = Self {
             index,
             size,
-            descriptors: start.cast(),
+            descriptors,
             available,
             used,
             doorbell: registers.register(offset::QUEUE_NOTIFY),
@@ -96,11 +179,20 @@ impl SplitQueue {
         queue.suppress_interrupts();
         registers.write(offset::QUEUE_SELECT, index.into());
         registers.write(offset::QUEUE_SIZE, size.into());
-        registers.write_address(offset::QUEUE_DESCRIPTORS, start.expose_provenance() as u64);
+        registers.write_address(offset::QUEUE_DESCRIPTORS, descriptors.expose_provenance() as u64);
         registers.write_address(offset::QUEUE_DRIVER, available.expose_provenance() as u64);
         registers.write_address(offset::QUEUE_DEVICE, used.expose_provenance() as u64);
         registers.write(offset::QUEUE_READY, 1);
         queue
+    }
+
+    /// Where it is.
+    pub fn parts(&self) -> Parts {
+        Parts {
+            descriptors: self.descriptors,
+            available: self.available,
+            used: self.used,
+        }
     }
 
     /// How many entries it has.
@@ -156,6 +248,24 @@ impl SplitQueue {
             } else {
                 self.used.read_volatile() & SUPPRESS == 0
             }
+        }
+    }
+
+    /// Tells the device of `more` entries than were offered, and notifies it whether or not it wants that.
+    pub fn jump(&mut self, more: u16) {
+        self.offered = self.offered.wrapping_add(more);
+        self.publish();
+        self.kick();
+    }
+
+    /// Writes what the driver has to say of interrupts: the flags of the available ring and its `used_event`.
+    pub fn write_suppression(&mut self, flags: u16, used_event: u16) {
+        // SAFETY: `flags` is the first field of the available ring; `used_event` follows its entries.
+        unsafe {
+            self.available.write_volatile(flags);
+            self.available
+                .add(2 + usize::from(self.size))
+                .write_volatile(used_event);
         }
     }
 

@@ -1,5 +1,6 @@
 //! A virtio-mmio device's registers, one by one (virtio 1.3 §4.2.2).
 
+use core::arch::asm;
 use core::ptr;
 
 use bare_guest::arguments::Placement;
@@ -32,6 +33,10 @@ pub mod offset {
     pub const QUEUE_READY: usize = 0x044;
     /// Takes the number of a queue that has buffers.
     pub const QUEUE_NOTIFY: usize = 0x050;
+    /// What the device has interrupted for.
+    pub const INTERRUPT_STATUS: usize = 0x060;
+    /// Takes the bits of it that have been heard.
+    pub const INTERRUPT_ACK: usize = 0x064;
     /// The driver's progress.
     pub const STATUS: usize = 0x070;
     /// Address of the descriptor table, low half; the high half follows.
@@ -56,6 +61,10 @@ pub mod status {
     pub const DRIVER_OK: u32 = 4;
     /// Features are agreed on.
     pub const FEATURES_OK: u32 = 8;
+    /// The device can do nothing more.
+    pub const NEEDS_RESET: u32 = 64;
+    /// The driver has given up.
+    pub const FAILED: u32 = 128;
 }
 
 /// The value of the magic register.
@@ -104,6 +113,73 @@ impl Registers {
             u64::from(self.read(offset::DEVICE_FEATURES))
         };
         half(0) | half(1) << 32
+    }
+
+    /// Tells the device which of its features the driver takes.
+    pub fn take_features(&self, features: u64) {
+        for half in 0..2 {
+            self.write(offset::DRIVER_FEATURES_SELECT, half);
+            self.write(offset::DRIVER_FEATURES, (features >> (32 * half)) as u32);
+        }
+    }
+
+    /// Reads 1, 2, 4 or 8 bytes at any offset.
+    ///
+    /// # Panics
+    /// At other widths, and if the bytes are not all the device's.
+    pub fn read_any(&self, offset: usize, bytes: usize) -> u64 {
+        let address = self.any(offset, bytes);
+        let mut value: u64 = 0;
+        // SAFETY: as in `read`. Not by pointers, because these may not be aligned.
+        unsafe {
+            match bytes {
+                1 => {
+                    asm!("mov {0:l}, [{1}]", inout(reg) value, in(reg) address, options(nostack, preserves_flags))
+                }
+                2 => {
+                    asm!("mov {0:x}, [{1}]", inout(reg) value, in(reg) address, options(nostack, preserves_flags))
+                }
+                4 => {
+                    asm!("mov {0:e}, [{1}]", inout(reg) value, in(reg) address, options(nostack, preserves_flags))
+                }
+                8 => {
+                    asm!("mov {0:r}, [{1}]", inout(reg) value, in(reg) address, options(nostack, preserves_flags))
+                }
+                _ => panic!("a CPU reads 1, 2, 4 or 8 bytes"),
+            }
+        }
+        value
+    }
+
+    /// Writes the low 1, 2, 4 or 8 bytes of `value` at any offset.
+    ///
+    /// # Panics
+    /// At other widths, and if the bytes are not all the device's.
+    pub fn write_any(&self, offset: usize, bytes: usize, value: u64) {
+        let address = self.any(offset, bytes);
+        // SAFETY: as in `write`, and as in `read_any`.
+        unsafe {
+            match bytes {
+                1 => {
+                    asm!("mov [{1}], {0:l}", in(reg) value, in(reg) address, options(nostack, preserves_flags))
+                }
+                2 => {
+                    asm!("mov [{1}], {0:x}", in(reg) value, in(reg) address, options(nostack, preserves_flags))
+                }
+                4 => {
+                    asm!("mov [{1}], {0:e}", in(reg) value, in(reg) address, options(nostack, preserves_flags))
+                }
+                8 => {
+                    asm!("mov [{1}], {0:r}", in(reg) value, in(reg) address, options(nostack, preserves_flags))
+                }
+                _ => panic!("a CPU writes 1, 2, 4 or 8 bytes"),
+            }
+        }
+    }
+
+    fn any(&self, offset: usize, bytes: usize) -> usize {
+        assert!(offset + bytes <= self.place.size as usize);
+        self.place.base as usize + offset
     }
 
     /// The largest size of a queue; 0 if there is no such queue.

@@ -1,5 +1,7 @@
 //! The console: the first serial port, a 16550A (16550D data sheet, table II).
 
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -89,12 +91,23 @@ pub fn listen() {
 }
 
 /// Waits for a byte of input, halted.
-pub fn read() -> u8 {
+fn read() -> u8 {
     loop {
         let seen = interrupts::seen();
         if ports::read(LINE_STATUS) & DATA_READY != 0 {
             return ports::read(DATA);
         }
         interrupts::wait(seen);
+    }
+}
+
+/// Waits for a line of input, halted.
+pub fn read_line() -> String {
+    let mut line = Vec::new();
+    loop {
+        match read() {
+            b'\n' | b'\r' => return String::from_utf8_lossy(&line).into_owned(),
+            byte => line.push(byte),
+        }
     }
 }

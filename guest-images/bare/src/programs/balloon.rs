@@ -4,7 +4,7 @@ use alloc::format;
 
 use bare_guest::arguments::Arguments;
 
-use super::idle::read_line;
+use crate::serial::read_line;
 use crate::buffers::Buffers;
 use crate::device::{self, Device, kind};
 use crate::failure::{Failure, Outcome};

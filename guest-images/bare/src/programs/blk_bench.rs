@@ -69,7 +69,7 @@ struct Bench {
 pub fn run(arguments: &Arguments<'_>) -> Outcome {
     let plan = Plan::new(arguments)?;
     let registers = device::find(arguments, kind::BLOCK)?;
-    let wanted = feature::EVENT_IDX | FLUSH | if plan.indirect { feature::INDIRECT } else { 0 };
+    let wanted = device::event_idx(arguments)? | FLUSH | if plan.indirect { feature::INDIRECT } else { 0 };
     let device = Device::negotiate(registers, wanted)?;
     if plan.indirect && !device.has(feature::INDIRECT)
         || plan.operation == Operation::Flush && !device.has(FLUSH)

@@ -1,6 +1,5 @@
 //! `idle` and `echo`: a halted CPU that waits for input.
 
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use bare_guest::arguments::Arguments;
@@ -32,7 +31,7 @@ pub fn run(arguments: &Arguments<'_>) -> Outcome {
     }
     serial::listen();
     println!("idle: {} devices, {} queues", devices.len(), queues.len());
-    println!("woken by: {}", read_line());
+    println!("woken by: {}", serial::read_line());
     Ok(())
 }
 
@@ -40,9 +39,10 @@ pub fn run(arguments: &Arguments<'_>) -> Outcome {
 pub fn echo(_: &Arguments<'_>) -> Outcome {
     serial::listen();
     println!("listening");
-    println!("input: {}", read_line());
+    println!("input: {}", serial::read_line());
     Ok(())
 }
+<<<<<<< HEAD
 
 /// Waits for a line of input, halted.
 pub fn read_line() -> String {
@@ -54,3 +54,5 @@ pub fn read_line() -> String {
         }
     }
 }
+=======
+>>>>>>> 9ef9a84 (guest-images/bare: hostile, a program that misuses a device: status, registers, queues, rings and chains in a hundred ways)

@@ -5,7 +5,7 @@ use alloc::format;
 use bare_guest::arguments::Arguments;
 
 use crate::buffers::Buffers;
-use crate::device::{self, Device, feature, kind};
+use crate::device::{self, Device, kind};
 use crate::failure::{Failure, Outcome};
 use crate::queue::{Descriptor, SplitQueue, flag};
 use crate::registers::offset;
@@ -44,7 +44,7 @@ impl Card {
     /// Starts the card that the arguments name, with queues of at most `depth`.
     pub fn start(arguments: &Arguments<'_>, depth: u16, interrupts: bool) -> Outcome<Self> {
         let registers = device::find(arguments, kind::NETWORK)?;
-        let device = Device::negotiate(registers, feature::EVENT_IDX | HAS_MAC | MERGEABLE)?;
+        let device = Device::negotiate(registers, device::event_idx(arguments)? | HAS_MAC | MERGEABLE)?;
         let word = |at| registers.read(offset::CONFIG + at).to_le_bytes();
         let ([a, b, c, d], [e, f, ..]) = (word(0), word(4));
         // A locally administered address for a card that has none.
