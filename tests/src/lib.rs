@@ -8,6 +8,7 @@ pub mod posada;
 pub mod running;
 pub mod script;
 pub mod terminal;
+pub mod usage;
 
 pub use ended::Ended;
 pub use guest::{Guest, posada};

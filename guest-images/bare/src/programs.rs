@@ -103,7 +103,7 @@ const PROGRAMS: [Program; 15] = [
     },
     Program {
         name: "hostile",
-        help: "misuses a device [device=rng case=all rounds=1]",
+        help: "misuses a device in a hundred ways [device=rng case=all repeat=1]",
         run: hostile::run,
     },
 ];

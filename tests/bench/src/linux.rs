@@ -1,9 +1,10 @@
 //! The tiny Linux guest: how long it takes to boot, where the time goes, and what posada itself takes up.
 
-use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Instant;
+
+use posada_tests::usage::Usage;
 
 use crate::posada;
 use crate::table::Table;
@@ -51,7 +52,7 @@ pub fn measure(table: &mut Table) {
         if answered {
             table.absolute(
                 "posada's own memory at the shell (PSS)",
-                own_memory(&child),
+                Usage::of(child.id(), GUEST_MEMORY).own_memory as f64 / 1024.0,
                 "MiB",
                 OWN_MEMORY_LIMIT,
             );
@@ -81,25 +82,6 @@ pub fn measure(table: &mut Table) {
         USER_SPACE_LIMIT,
     );
     table.remark(gaps(&lines[..=run_init + 1]));
-}
-
-/// What the process takes up besides the guest's memory, in MiB: its share of all mappings but that one.
-fn own_memory(child: &Child) -> f64 {
-    let smaps = fs::read_to_string(format!("/proc/{}/smaps", child.id())).expect("posada's mappings");
-    let (mut kib, mut guests) = (0, false);
-    for line in smaps.lines() {
-        let mut words = line.split_whitespace();
-        match words.next() {
-            Some("Size:") => guests = number(words.next()) << 10 == GUEST_MEMORY,
-            Some("Pss:") if !guests => kib += number(words.next()),
-            _ => {}
-        }
-    }
-    kib as f64 / 1024.0
-}
-
-fn number(word: Option<&str>) -> u64 {
-    word.and_then(|word| word.parse().ok()).expect("a number of KiB")
 }
 
 /// The longest gaps between two lines: the time that passed before the line that is shown.

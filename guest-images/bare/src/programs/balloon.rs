@@ -4,7 +4,6 @@ use alloc::format;
 
 use bare_guest::arguments::Arguments;
 
-use crate::serial::read_line;
 use crate::buffers::Buffers;
 use crate::device::{self, Device, kind};
 use crate::failure::{Failure, Outcome};
@@ -48,14 +47,14 @@ pub fn run(arguments: &Arguments<'_>) -> Outcome {
         Ok(())
     })?;
     println!("used: {size} bytes");
-    read_line();
+    serial::read_line();
     match &mut reporting {
         Some(queue) => report(queue, &memory, size),
         None => send_lists(&mut inflate, &memory, size),
     }
     device.registers.write(ACTUAL, (size / PAGE) as u32);
     println!("handed over: {size} bytes");
-    read_line();
+    serial::read_line();
     if !by_report {
         send_lists(&mut deflate, &memory, size);
     }

@@ -40,12 +40,12 @@ const CASES: [&[Case]; 7] = [
     &random::CASES,
 ];
 
-/// Runs the cases of `case=` (a name, or the start of some) on the device that `device=` names, `rounds=` times. With `hold=yes` it
+/// Runs the cases of `case=` (a name, or the start of some) on the device that `device=` names, `repeat=` times. With `hold=yes` it
 /// also waits for a line of input after the first round.
 pub fn run(arguments: &Arguments<'_>) -> Outcome {
     let wanted = arguments.text("case").unwrap_or("all");
     let name = arguments.text("device").unwrap_or("rng");
-    let rounds = arguments.number("rounds")?.unwrap_or(1);
+    let rounds = arguments.number("repeat")?.unwrap_or(1);
     let holds = arguments.text("hold") == Some("yes");
     let (victim, others) = find(arguments, name)?;
     let others = others.iter().map(Live::start).collect::<Outcome<Vec<_>>>()?;
@@ -72,7 +72,7 @@ pub fn run(arguments: &Arguments<'_>) -> Outcome {
         }
     }
     let (count, survived) = (cases.len(), hostility.survived);
-    println!("cases={count} rounds={rounds} survived={survived}");
+    println!("cases={count} repeat={rounds} survived={survived}");
     Ok(())
 }
 

@@ -42,17 +42,3 @@ pub fn echo(_: &Arguments<'_>) -> Outcome {
     println!("input: {}", serial::read_line());
     Ok(())
 }
-<<<<<<< HEAD
-
-/// Waits for a line of input, halted.
-pub fn read_line() -> String {
-    let mut line = Vec::new();
-    loop {
-        match serial::read() {
-            b'\n' | b'\r' => return String::from_utf8_lossy(&line).into_owned(),
-            byte => line.push(byte),
-        }
-    }
-}
-=======
->>>>>>> 9ef9a84 (guest-images/bare: hostile, a program that misuses a device: status, registers, queues, rings and chains in a hundred ways)

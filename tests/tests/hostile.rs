@@ -1,0 +1,65 @@
+//! Guests whose drivers do what the specification forbids: the devices live on, posada says so once, and takes up no more than before.
+
+use posada_tests::usage::Usage;
+use posada_tests::{Guest, Running};
+
+const GUEST_MEMORY: u64 = 128 << 20;
+
+/// A guest that misuses this device, which `arguments` bring, beside an entropy device.
+fn hostile(device: &str, more: &str, arguments: &[&str]) -> Guest {
+    let guest = Guest::bare(&format!("program=hostile device={device} {more}")).memory("128M");
+    arguments
+        .iter()
+        .fold(guest.arg("--rng"), |guest, argument| guest.arg(argument))
+}
+
+/// Does everything once to a device that posada's log calls `name`.
+#[track_caller]
+fn survives_everything(device: &str, name: &str, arguments: &[&str]) {
+    /// Fewer would be a table that is not all there.
+    const FEWEST: usize = 95;
+    let ended = hostile(device, "", arguments).run().expect_status(0);
+    let console = ended.console();
+    let cases = console.matches(&format!("\n{device}: ")).count() + 1;
+    assert!(cases > FEWEST, "{cases} cases: {console}");
+    let report = format!("\ncases={cases} repeat=1 survived={cases}\n");
+    assert!(console.ends_with(&report), "not '{report}': {console}");
+    let messages = ended.messages();
+    assert_eq!(messages.lines().count(), 1, "one line tells of it: {messages}");
+    assert!(messages.starts_with(&format!(" WARN {name}: the ")), "{messages}");
+}
+
+/// Repeats everything that the device survives, and compares what posada takes up after the first round and after the last.
+#[track_caller]
+fn takes_up_no_more(device: &str, repeat: u64, arguments: &[&str]) {
+    /// KiB: what an allocator may need for itself, and less than a few bytes for each case.
+    const SLACK: u64 = 128;
+    let usage = |guest: &Running| Usage::of(guest.pid().as_raw() as u32, GUEST_MEMORY);
+    let mut guest = hostile(device, &format!("hold=yes repeat={repeat}"), arguments).start();
+    guest.wait_for("first round over\n");
+    let before = usage(&guest);
+    guest.send("\n");
+    guest.wait_for(" survived=");
+    let after = usage(&guest);
+    guest.send("\n");
+    guest.wait().expect_status(0);
+    assert!(
+        after.written <= before.written + SLACK,
+        "{before:?}, then {after:?}"
+    );
+    assert_eq!(
+        (after.files, after.threads),
+        (before.files, before.threads),
+        "files and threads"
+    );
+}
+
+#[test]
+fn the_entropy_device_survives_whatever_its_driver_does() {
+    survives_everything("rng", "entropy", &[]);
+}
+
+#[test]
+fn thousands_of_misuses_of_the_entropy_device_take_up_nothing() {
+    takes_up_no_more("rng", 20, &[]);
+}
