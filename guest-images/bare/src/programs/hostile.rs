@@ -1,15 +1,19 @@
 //! `hostile`: does to a device what the specification forbids a driver to do, and checks that it lives on: that it is as good as new
 //! after a reset, and that the devices beside it do not notice.
 
+mod balloon;
+mod block;
 mod chains;
 mod entropy;
 mod live;
 mod negotiation;
+mod network;
 mod placement;
 mod random;
 mod registers;
 mod requests;
 mod rings;
+mod socket;
 mod victim;
 
 use alloc::format;

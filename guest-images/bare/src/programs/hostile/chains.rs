@@ -224,7 +224,7 @@ pub const CASES: [Case; 36] = [
         deed: |victim| {
             let mut live = Live::start(victim)?;
             victim.data.fill(0, 0);
-            let mut request = linked(0, (victim.kind.request)(&victim.data, 0));
+            let mut request = linked(0, (victim.kind.request)(victim, 0));
             let table = victim.table(0, &request);
             let length = ENTRY * request.len() as u32;
             live.submit(0, &[Descriptor::indirect(table, length).with(flag::WRITE)]);
@@ -233,7 +233,7 @@ pub const CASES: [Case; 36] = [
                 descriptor.flags |= !(flag::NEXT | flag::WRITE | flag::INDIRECT);
             }
             victim.data.fill(0, 0);
-            (victim.kind.request)(&victim.data, 0);
+            (victim.kind.request)(victim, 0);
             live.submit(0, &request);
             live.wait_for(0)?;
             live.must_serve()

@@ -5,8 +5,7 @@ use alloc::vec::Vec;
 
 use super::Case;
 use super::live::{Live, linked};
-use super::victim::{Kind, PIECE, QUEUE_SIZE, must};
-use crate::buffers::Buffers;
+use super::victim::{Kind, PIECE, QUEUE_SIZE, Victim, must};
 use crate::device::kind;
 use crate::failure::Outcome;
 use crate::pool;
@@ -22,6 +21,7 @@ pub const KIND: Kind = Kind {
     features: 0,
     queue: 0,
     request,
+    prepare: |_| {},
     check,
     cases: &CASES,
 };
@@ -72,8 +72,8 @@ const CASES: [Case; 3] = [
     },
 ];
 
-fn request(data: &Buffers, piece: usize) -> Vec<Descriptor> {
-    vec![Descriptor::write(data.address(piece, 0), BYTES)]
+fn request(victim: &Victim, piece: usize) -> Vec<Descriptor> {
+    vec![Descriptor::write(victim.piece(piece), BYTES)]
 }
 
 fn check(live: &mut Live<'_>, piece: usize, used: Used) -> Outcome {

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use super::victim::{CHAIN, QUEUE_SIZE, SLOTS, Victim, eventually, must};
 use crate::device::{Device, feature};
 use crate::failure::{Failure, Outcome};
-use crate::queue::{Descriptor, Parts, SplitQueue};
+use crate::queue::{Descriptor, Parts, SplitQueue, Used};
 use crate::registers::status;
 
 /// A device at work.
@@ -33,14 +33,28 @@ impl<'a> Live<'a> {
 
     /// Everything but DRIVER_OK.
     pub fn prepare(victim: &'a Victim, features: u64) -> Outcome<Self> {
+        let mut live = Self::set_up(victim, features)?;
+        (victim.kind.prepare)(&mut live);
+        Ok(live)
+    }
+
+    /// The same with nothing in the queues.
+    pub fn prepare_bare(victim: &'a Victim) -> Outcome<Self> {
+        Self::set_up(victim, feature::EVENT_IDX)
+    }
+
+    fn set_up(victim: &'a Victim, features: u64) -> Outcome<Self> {
         let device = Device::negotiate(victim.registers, features | victim.kind.features)?;
         let event_idx = device.has(feature::EVENT_IDX);
         let queues = (0..victim.queues()).map(|index| {
             victim.rings.fill(index.into(), 0);
+            // Those that are not misused may be shorter.
+            let max = victim.registers.queue_size_max(index);
+            let size = QUEUE_SIZE.min(max as u16);
             // SAFETY: the piece is large enough, and the device has been reset, so that nobody uses it.
             unsafe {
-                let parts = Parts::at(victim.rings.start(index.into()), QUEUE_SIZE);
-                SplitQueue::of(&victim.registers, index, QUEUE_SIZE, event_idx, parts)
+                let parts = Parts::at(victim.rings.start(index.into()), size);
+                SplitQueue::of(&victim.registers, index, size, event_idx, parts)
             }
         });
         Ok(Self {
@@ -81,7 +95,7 @@ impl<'a> Live<'a> {
         let piece = usize::from(slot);
         self.victim.data.fill(piece, 0);
         let first = slot * CHAIN;
-        let chain = (self.victim.kind.request)(&self.victim.data, piece);
+        let chain = (self.victim.kind.request)(self.victim, piece);
         self.submit(first, &linked(first, chain));
         first
     }
@@ -96,7 +110,7 @@ impl<'a> Live<'a> {
     }
 
     /// The chain with this head must come back. Others that come before it were of no interest.
-    pub fn wait_for(&mut self, head: u16) -> Outcome<crate::queue::Used> {
+    pub fn wait_for(&mut self, head: u16) -> Outcome<Used> {
         let mut found = None;
         let victim = self.victim;
         let queue = self.queue();
@@ -111,6 +125,14 @@ impl<'a> Live<'a> {
             victim.status() & status::NEEDS_RESET != 0
         })?;
         found.ok_or_else(|| Failure::new("the device needs a reset, and did not have to"))
+    }
+
+    /// Either the chain with this head comes back, or the device needs a reset: both are answers.
+    pub fn wait_for_either(&mut self, head: u16) -> Outcome<Option<Used>> {
+        match self.wait_for(head) {
+            Err(_) if !self.runs() => Ok(None),
+            other => other.map(Some),
+        }
     }
 
     /// Gives the device a while to do whatever it wants with what no rule tells.

@@ -44,29 +44,40 @@ fn head(random: &mut Random) -> u16 {
 }
 
 fn descriptors(victim: &Victim, random: &mut Random) -> Vec<Descriptor> {
-    let one = |_| Descriptor {
-        address: address(victim, random),
-        length: match random.draw() % 8 {
-            0 => 0,
-            1 => u32::MAX,
-            2 => 16,
-            3 => 1,
-            _ => (random.draw() % (PIECE as u64)) as u32,
-        },
-        flags: (random.draw() % 8) as u16
-            & !if random.draw().is_multiple_of(4) {
-                0
-            } else {
-                flag::INDIRECT
-            },
-        next: head(random),
+    let one = |_| {
+        let descriptor = Descriptor {
+            address: address(victim, random),
+            length: length(random),
+            flags: (random.draw() % 8) as u16
+                & if random.draw().is_multiple_of(4) {
+                    !0
+                } else {
+                    !flag::INDIRECT
+                },
+            next: head(random),
+        };
+        // Never to be read: a balloon would take what is in it for pages of this program's.
+        if descriptor.address == victim.rings.address(victim.kind.queue.into(), 0) {
+            return descriptor.with(flag::WRITE);
+        }
+        descriptor
     };
     (0..QUEUE_SIZE).map(one).collect()
 }
 
+fn length(random: &mut Random) -> u32 {
+    match random.draw() % 8 {
+        0 => 0,
+        1 => u32::MAX,
+        2 => 16,
+        3 => 1,
+        _ => (random.draw() % (PIECE as u64)) as u32,
+    }
+}
+
 /// Memory of the victim's, so that nothing else is overwritten; or none.
 fn address(victim: &Victim, random: &mut Random) -> u64 {
-    let piece = (random.draw() % u64::from(SLOTS + 1)) as usize;
+    let piece = (random.draw() % u64::from(SLOTS)) as usize;
     match random.draw() % 16 {
         0 => pool::ram_end() - 16,
         1 => random.draw() | 1 << 63,

@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::live::Live;
-use super::{Case, entropy};
+use super::{Case, balloon, block, entropy, network, socket};
 use crate::buffers::Buffers;
 use crate::clock;
 use crate::failure::{Failure, Outcome};
@@ -17,9 +17,10 @@ pub const QUEUE_SIZE: u16 = 32;
 pub const CHAIN: u16 = 3;
 /// How many sound requests there can be at once.
 pub const SLOTS: u16 = QUEUE_SIZE / CHAIN;
-/// The pieces of data behind those of requests, where indirect tables are.
+/// The pieces of data behind those of requests: two where indirect tables are, and two for what else a kind needs.
 const TABLES: usize = SLOTS as usize;
-const PIECES: usize = TABLES + 2;
+pub const SPARE: [usize; 2] = [TABLES + 2, TABLES + 3];
+const PIECES: usize = TABLES + 4;
 /// Bytes of a piece, and of a queue.
 pub const PIECE: usize = 4096;
 const _: () = assert!(SplitQueue::bytes(QUEUE_SIZE) <= PIECE);
@@ -35,7 +36,9 @@ pub struct Kind {
     /// The queue that it takes chains from as soon as they come.
     pub queue: u16,
     /// Writes the data of a sound request, and says what its chain is.
-    pub request: fn(&Buffers, piece: usize) -> Vec<Descriptor>,
+    pub request: fn(&Victim, piece: usize) -> Vec<Descriptor>,
+    /// What else its queues need before it starts.
+    pub prepare: fn(&mut Live<'_>),
     /// Whether the device has done what was asked for.
     pub check: fn(&mut Live<'_>, piece: usize, Used) -> Outcome,
     /// What only this kind can be asked for.
@@ -43,7 +46,13 @@ pub struct Kind {
 }
 
 /// All of them.
-pub const KINDS: [&Kind; 1] = [&entropy::KIND];
+pub const KINDS: [&Kind; 5] = [
+    &entropy::KIND,
+    &block::KIND,
+    &network::KIND,
+    &socket::KIND,
+    &balloon::KIND,
+];
 
 /// A device.
 pub struct Victim {
@@ -77,6 +86,13 @@ impl Victim {
     /// The address of the data's piece.
     pub fn piece(&self, piece: usize) -> u64 {
         self.data.address(piece, 0)
+    }
+
+    /// Writes bytes from the start of a piece on.
+    pub fn write_data(&self, piece: usize, from: usize, bytes: &[u8]) {
+        for (at, byte) in (from..).zip(bytes) {
+            self.data.write(piece, at, *byte);
+        }
     }
 
     /// Writes a table of descriptors, and says where it is. There are two places, `which` is 0 or 1.

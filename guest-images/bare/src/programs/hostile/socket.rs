@@ -1,0 +1,312 @@
+//! The socket device (virtio 1.3 §5.10).
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::Case;
+use super::live::{Live, linked};
+use super::victim::{Kind, PIECE, QUEUE_SIZE, SPARE, Victim, eventually, must};
+use crate::device::kind;
+use crate::failure::{Failure, Outcome};
+use crate::queue::{Descriptor, Used};
+use crate::registers::offset;
+
+/// The queues (virtio 1.3 §5.10.2).
+const RECEIVE: usize = 0;
+const TRANSMIT: u16 = 1;
+
+/// VIRTIO_VSOCK_F_STREAM (virtio 1.3 §5.10.3).
+const STREAMS: u64 = 1 << 0;
+
+/// Bytes of a packet's header, and the host (virtio 1.3 §5.10.4, §5.10.6).
+const HEADER: u32 = 44;
+const HOST: u64 = 2;
+/// The type of streams, and operations (virtio 1.3 §5.10.6).
+const STREAM: u16 = 1;
+const REQUEST: u16 = 1;
+const RESPONSE: u16 = 2;
+const RST: u16 = 3;
+const SHUTDOWN: u16 = 4;
+const RW: u16 = 5;
+const CREDIT_UPDATE: u16 = 6;
+const CREDIT_REQUEST: u16 = 7;
+/// A port where nobody listens on the host, and the first of those that the guest says that it comes from.
+const NOBODY: u32 = 0x7fff_fff0;
+const FROM: u32 = 10_000;
+
+/// How it is used.
+pub const KIND: Kind = Kind {
+    name: "vsock",
+    id: kind::SOCKET,
+    features: STREAMS,
+    queue: TRANSMIT,
+    request,
+    prepare,
+    check,
+    cases: &CASES,
+};
+
+const CASES: [Case; 8] = [
+    Case {
+        name: "vsock-header-too-short",
+        deed: |victim| {
+            for bytes in [1, HEADER - 1] {
+                let mut live = Live::start(victim)?;
+                Packet::default().write(victim, 0);
+                live.submit(0, &[Descriptor::read(victim.piece(0), bytes)]);
+                live.wait_for_either(0)?;
+            }
+            Ok(())
+        },
+    },
+    Case {
+        name: "vsock-header-to-be-written",
+        deed: |victim| {
+            let mut live = Live::start(victim)?;
+            live.submit(0, &[Descriptor::write(victim.piece(0), HEADER)]);
+            live.wait_for_either(0).map(drop)
+        },
+    },
+    Case {
+        name: "vsock-length-that-lies",
+        deed: |victim| {
+            for len in [1, 4096, 0x1_0000, 0x7fff_ffff, u32::MAX] {
+                for op in [REQUEST, RW] {
+                    send(
+                        victim,
+                        Packet {
+                            op,
+                            len,
+                            ..Packet::default()
+                        },
+                    )?;
+                }
+            }
+            Ok(())
+        },
+    },
+    Case {
+        name: "vsock-addresses-of-others",
+        deed: |victim| {
+            for cid in [0, 1, 2, 3, u64::from(u32::MAX), 1 << 32, u64::MAX] {
+                send(
+                    victim,
+                    Packet {
+                        from_cid: Some(cid),
+                        ..Packet::default()
+                    },
+                )?;
+                send(
+                    victim,
+                    Packet {
+                        to_cid: cid,
+                        ..Packet::default()
+                    },
+                )?;
+            }
+            Ok(())
+        },
+    },
+    Case {
+        name: "vsock-operations-and-types-that-do-not-exist",
+        deed: |victim| {
+            for op in [0, 8, 0x100, u16::MAX] {
+                send(
+                    victim,
+                    Packet {
+                        op,
+                        ..Packet::default()
+                    },
+                )?;
+            }
+            for kind in [0, 2, 3, u16::MAX] {
+                send(
+                    victim,
+                    Packet {
+                        kind,
+                        ..Packet::default()
+                    },
+                )?;
+            }
+            Ok(())
+        },
+    },
+    Case {
+        name: "vsock-packets-of-no-connection",
+        deed: |victim| {
+            for op in [RESPONSE, RST, SHUTDOWN, RW, CREDIT_UPDATE, CREDIT_REQUEST] {
+                for flags in [0, 3, u32::MAX] {
+                    send(
+                        victim,
+                        Packet {
+                            op,
+                            flags,
+                            ..Packet::default()
+                        },
+                    )?;
+                }
+            }
+            Ok(())
+        },
+    },
+    Case {
+        name: "vsock-credit-of-nonsense",
+        deed: |victim| {
+            for (buf_alloc, fwd_cnt) in [(0, 0), (0, u32::MAX), (u32::MAX, u32::MAX), (1, 0x8000_0000)] {
+                for op in [REQUEST, CREDIT_UPDATE, CREDIT_REQUEST, RW] {
+                    send(
+                        victim,
+                        Packet {
+                            op,
+                            buf_alloc,
+                            fwd_cnt,
+                            ..Packet::default()
+                        },
+                    )?;
+                }
+            }
+            Ok(())
+        },
+    },
+    Case {
+        name: "vsock-nowhere-to-receive",
+        deed: |victim| {
+            // Answers that nobody takes, more of them than any queue is long; then buffers that are too small, and to be read.
+            let mut live = Live::prepare_bare(victim)?;
+            live.let_work();
+            for round in 0..8 {
+                for slot in 0..QUEUE_SIZE {
+                    let packet = Packet {
+                        from_port: FROM + u32::from(slot) + 100 * round,
+                        ..Packet::default()
+                    };
+                    packet.write(victim, 0);
+                    live.submit(slot, &[Descriptor::read(victim.piece(0), HEADER)]);
+                }
+                live.let_happen();
+            }
+            for buffer in [
+                Descriptor::write(victim.piece(SPARE[0]), HEADER - 1),
+                Descriptor::write(victim.piece(SPARE[0]), HEADER),
+                Descriptor::read(victim.piece(SPARE[0]), PIECE as u32),
+            ] {
+                let receive = &mut live.queues[RECEIVE];
+                receive.describe(0, buffer);
+                receive.offer(0);
+                receive.publish();
+                live.let_happen();
+            }
+            Ok(())
+        },
+    },
+];
+
+/// A packet's header.
+#[derive(Clone, Copy)]
+struct Packet {
+    /// The guest's own, if there is none.
+    from_cid: Option<u64>,
+    to_cid: u64,
+    from_port: u32,
+    to_port: u32,
+    len: u32,
+    kind: u16,
+    op: u16,
+    flags: u32,
+    buf_alloc: u32,
+    fwd_cnt: u32,
+}
+
+impl Default for Packet {
+    /// Asks for a connection to a port where nobody listens.
+    fn default() -> Self {
+        Self {
+            from_cid: None,
+            to_cid: HOST,
+            from_port: FROM,
+            to_port: NOBODY,
+            len: 0,
+            kind: STREAM,
+            op: REQUEST,
+            flags: 0,
+            buf_alloc: 4096,
+            fwd_cnt: 0,
+        }
+    }
+}
+
+impl Packet {
+    fn write(&self, victim: &Victim, piece: usize) {
+        let word = |at| u64::from(victim.registers.read(offset::CONFIG + at));
+        let from_cid = self.from_cid.unwrap_or_else(|| word(0) | word(4) << 32);
+        let data = &victim.data;
+        data.write(piece, 0, from_cid);
+        data.write(piece, 8, self.to_cid);
+        data.write(piece, 16, self.from_port);
+        data.write(piece, 20, self.to_port);
+        data.write(piece, 24, self.len);
+        data.write(piece, 28, self.kind);
+        data.write(piece, 30, self.op);
+        data.write(piece, 32, self.flags);
+        data.write(piece, 36, self.buf_alloc);
+        data.write(piece, 40, self.fwd_cnt);
+    }
+}
+
+/// Sends it with some bytes behind. The device must take it, or say that it needs a reset.
+fn send(victim: &Victim, packet: Packet) -> Outcome {
+    let mut live = Live::start(victim)?;
+    victim.data.fill(0, 0);
+    packet.write(victim, 0);
+    let chain = vec![
+        Descriptor::read(victim.piece(0), HEADER),
+        Descriptor::read(victim.piece(1), 100),
+    ];
+    live.submit(0, &linked(0, chain));
+    if live.wait_for_either(0)?.is_some() {
+        live.must_serve()?;
+    }
+    Ok(())
+}
+
+/// Two buffers to receive in.
+fn prepare(live: &mut Live<'_>) {
+    for (index, piece) in (0..).zip(SPARE) {
+        let receive = &mut live.queues[RECEIVE];
+        receive.describe(index, Descriptor::write(live.victim.piece(piece), PIECE as u32));
+        receive.offer(index);
+    }
+    live.queues[RECEIVE].publish();
+}
+
+fn port(piece: usize) -> u32 {
+    FROM + 1 + piece as u32
+}
+
+fn request(victim: &Victim, piece: usize) -> Vec<Descriptor> {
+    let packet = Packet {
+        from_port: port(piece),
+        ..Packet::default()
+    };
+    packet.write(victim, piece);
+    vec![Descriptor::read(victim.piece(piece), HEADER)]
+}
+
+/// The connection must be refused; answers to others are let go.
+fn check(live: &mut Live<'_>, piece: usize, _used: Used) -> Outcome {
+    let mut answer = None;
+    eventually("nobody refuses the connection", || {
+        while let Some(used) = live.queues[RECEIVE].take() {
+            let from = SPARE[used.head as usize % SPARE.len()];
+            let to_port: u32 = live.victim.data.read(from, 20);
+            if to_port == port(piece) {
+                answer = Some(live.victim.data.read::<u16>(from, 30));
+            }
+            live.queues[RECEIVE].offer(used.head as u16);
+            live.queues[RECEIVE].publish();
+        }
+        answer.is_some() || !live.runs()
+    })?;
+    let op = answer.ok_or_else(|| Failure::new("the device needs a reset, and did not have to"))?;
+    must(op == RST, "a connection to nobody is not refused")
+}
