@@ -1,5 +1,6 @@
 //! Guests whose drivers do what the specification forbids: the devices live on, posada says so once, and takes up no more than before.
 
+use posada_tests::guest::TempFile;
 use posada_tests::usage::Usage;
 use posada_tests::{Guest, Running};
 
@@ -54,12 +55,42 @@ fn takes_up_no_more(device: &str, repeat: u64, arguments: &[&str]) {
     );
 }
 
+/// A disk of 16 MiB.
+fn image() -> TempFile {
+    TempFile::new("disk.img", vec![0; 16 << 20])
+}
+
 #[test]
 fn the_entropy_device_survives_whatever_its_driver_does() {
-    survives_everything("rng", "entropy", &[]);
+    // Beside it a disk, which must not notice.
+    let image = image();
+    survives_everything("rng", "entropy", &["--disk", image.as_str()]);
 }
 
 #[test]
 fn thousands_of_misuses_of_the_entropy_device_take_up_nothing() {
     takes_up_no_more("rng", 20, &[]);
+}
+
+#[test]
+fn a_disk_survives_whatever_its_driver_does() {
+    for options in [
+        "engine=io_uring",
+        "engine=sync",
+        "engine=io_uring,iothread,queues=4",
+        "readonly",
+    ] {
+        let image = image();
+        let disk = format!("{},id=target,{options}", image.as_str());
+        survives_everything("disk", "disk 'target'", &["--disk", &disk]);
+    }
+}
+
+#[test]
+fn thousands_of_misuses_of_a_disk_take_up_nothing() {
+    for engine in ["io_uring", "sync"] {
+        let image = image();
+        let disk = format!("{},engine={engine}", image.as_str());
+        takes_up_no_more("disk", 10, &["--disk", &disk]);
+    }
 }
