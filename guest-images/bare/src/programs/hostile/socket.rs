@@ -30,8 +30,11 @@ const SHUTDOWN: u16 = 4;
 const RW: u16 = 5;
 const CREDIT_UPDATE: u16 = 6;
 const CREDIT_REQUEST: u16 = 7;
-/// A port where nobody listens on the host, and the first of those that the guest says that it comes from.
+/// A port where nobody listens on the host.
 const NOBODY: u32 = 0x7fff_fff0;
+/// A port where a program must listen on the host that accepts connections and does not read.
+const LISTENER: u32 = 5000;
+/// The first of the ports that the guest says that it comes from.
 const FROM: u32 = 10_000;
 
 /// How it is used.
@@ -46,7 +49,15 @@ pub const KIND: Kind = Kind {
     cases: &CASES,
 };
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 10] = [
+    Case {
+        name: "vsock-more-than-there-is-credit-for",
+        deed: overrun,
+    },
+    Case {
+        name: "vsock-connections-without-end",
+        deed: connect_without_end,
+    },
     Case {
         name: "vsock-header-too-short",
         deed: |victim| {
@@ -292,21 +303,87 @@ fn request(victim: &Victim, piece: usize) -> Vec<Descriptor> {
     vec![Descriptor::read(victim.piece(piece), HEADER)]
 }
 
-/// The connection must be refused; answers to others are let go.
+/// The connection must be refused.
 fn check(live: &mut Live<'_>, piece: usize, _used: Used) -> Outcome {
+    let op = answer(live, port(piece))?;
+    must(op == RST, "a connection to nobody is not refused")
+}
+
+/// What the host says first to this port; what it says to others is let go.
+fn answer(live: &mut Live<'_>, port: u32) -> Outcome<u16> {
     let mut answer = None;
-    eventually("nobody refuses the connection", || {
-        while let Some(used) = live.queues[RECEIVE].take() {
-            let from = SPARE[used.head as usize % SPARE.len()];
-            let to_port: u32 = live.victim.data.read(from, 20);
-            if to_port == port(piece) {
-                answer = Some(live.victim.data.read::<u16>(from, 30));
+    eventually("the host does not answer", || {
+        take_packets(live, |to_port, op| {
+            if to_port == port {
+                answer.get_or_insert(op);
             }
-            live.queues[RECEIVE].offer(used.head as u16);
-            live.queues[RECEIVE].publish();
-        }
+        });
         answer.is_some() || !live.runs()
     })?;
-    let op = answer.ok_or_else(|| Failure::new("the device needs a reset, and did not have to"))?;
-    must(op == RST, "a connection to nobody is not refused")
+    answer.ok_or_else(|| Failure::new("the device needs a reset, and did not have to"))
+}
+
+/// Takes what has come, and gives the buffers back.
+fn take_packets(live: &mut Live<'_>, mut packet: impl FnMut(u32, u16)) {
+    while let Some(used) = live.queues[RECEIVE].take() {
+        let from = SPARE[used.head as usize % SPARE.len()];
+        packet(live.victim.data.read(from, 20), live.victim.data.read(from, 30));
+        live.queues[RECEIVE].offer(used.head as u16);
+        live.queues[RECEIVE].publish();
+    }
+}
+
+/// A packet to the program that listens on the host, which a test has started.
+fn to_listener(from_port: u32, op: u16, len: u32) -> Packet {
+    Packet {
+        from_port,
+        to_port: LISTENER,
+        op,
+        len,
+        ..Packet::default()
+    }
+}
+
+/// Sends data, more of it than there can be credit for, to a program that does not read.
+fn overrun(victim: &Victim) -> Outcome {
+    const PIECES: u32 = QUEUE_SIZE as u32 - 1;
+    let mut live = Live::start(victim)?;
+    to_listener(FROM, REQUEST, 0).write(victim, 0);
+    live.submit(0, &[Descriptor::read(victim.piece(0), HEADER)]);
+    let connected = answer(&mut live, FROM)? == RESPONSE;
+    must(
+        connected,
+        "no program listens on the host at the port that this case is for",
+    )?;
+    for _ in 0..32 {
+        to_listener(FROM, RW, PIECES * PIECE as u32).write(victim, 0);
+        let mut chain = vec![Descriptor::read(victim.piece(0), HEADER)];
+        chain.extend((0..PIECES).map(|_| Descriptor::read(victim.piece(1), PIECE as u32)));
+        live.submit(0, &linked(0, chain));
+        if live.wait_for_either(0)?.is_none() {
+            return Ok(());
+        }
+        take_packets(&mut live, |_, _| {});
+    }
+    live.must_serve()
+}
+
+/// Opens connection after connection, and sends something over each.
+fn connect_without_end(victim: &Victim) -> Outcome {
+    let mut live = Live::start(victim)?;
+    for from_port in FROM..FROM + 700 {
+        for (op, len) in [(REQUEST, 0), (RW, PIECE as u32)] {
+            to_listener(from_port, op, len).write(victim, 0);
+            let chain = vec![
+                Descriptor::read(victim.piece(0), HEADER),
+                Descriptor::read(victim.piece(1), PIECE as u32),
+            ];
+            live.submit(0, &linked(0, chain));
+            if live.wait_for_either(0)?.is_none() {
+                return Ok(());
+            }
+            take_packets(&mut live, |_, _| {});
+        }
+    }
+    live.must_serve()
 }
