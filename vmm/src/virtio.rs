@@ -45,9 +45,6 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<SocketFile>), Error> 
         };
         add(Arc::new(open_disk(disk)?), threads);
     }
-    if config.rng {
-        add(Arc::new(Rng), &shared);
-    }
     if let Some(vsock) = &config.vsock {
         let (device, file) = Vsock::bind(&vsock.path, vsock.cid())?;
         add(Arc::new(device), &shared);
@@ -55,6 +52,9 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<SocketFile>), Error> 
     }
     if let Some(balloon) = &config.balloon {
         add(Arc::new(Balloon::new(balloon.options())), &shared);
+    }
+    if config.rng {
+        add(Arc::new(Rng), &shared);
     }
     Ok((devices, files))
 }

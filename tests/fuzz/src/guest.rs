@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Unstructured};
 use devices::BusDevice;
-use devices::virtio::testing::{DriverQueue, Line, Turns, memory};
+use devices::virtio::testing::{Buffer, DriverQueue, Line, Turns, memory};
 use devices::virtio::{GuestMemory, MmioTransport, VirtioDevice};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -27,6 +27,12 @@ enum Step {
     Start { without: u64 },
     /// Writes to memory.
     Memory { address: u16, data: [u8; 16] },
+    /// Makes a request with a header of the device's kind available.
+    Request {
+        queue: u8,
+        header: Header,
+        buffers: [Option<GoodBuffer>; 4],
+    },
     /// Makes a chain of sound descriptors available.
     Chain {
         queue: u8,
@@ -55,6 +61,63 @@ struct GoodBuffer {
     len: u16,
     write: bool,
 }
+
+/// The first bytes of a request. Most fields are narrower than they are for a device, since small values get far.
+#[derive(Arbitrary, Debug)]
+enum Header {
+    Anything([u8; 44]),
+    /// `virtio_blk_req` (§5.2.6).
+    Block {
+        operation: u8,
+        sector: u8,
+    },
+    /// `virtio_vsock_hdr` (§5.10.6), with the CIDs of guest and host.
+    Vsock {
+        ports: [u8; 2],
+        len: u16,
+        stream: bool,
+        operation: u8,
+        flags: u8,
+        room: u32,
+        taken: u16,
+    },
+}
+
+impl Header {
+    fn bytes(&self) -> Vec<u8> {
+        match *self {
+            Self::Anything(bytes) => bytes.to_vec(),
+            Self::Block { operation, sector } => {
+                let mut bytes = u64::from(operation).to_le_bytes().to_vec();
+                bytes.extend(u64::from(sector).to_le_bytes());
+                bytes
+            }
+            Self::Vsock {
+                ports: [from, to],
+                len,
+                stream,
+                operation,
+                flags,
+                room,
+                taken,
+            } => {
+                let mut bytes = [3u64.to_le_bytes(), 2u64.to_le_bytes()].concat();
+                for word in [from.into(), to.into(), len.into()] {
+                    bytes.extend(u32::to_le_bytes(word));
+                }
+                bytes.extend(u16::from(stream).to_le_bytes());
+                bytes.extend(u16::from(operation).to_le_bytes());
+                for word in [flags.into(), room, taken.into()] {
+                    bytes.extend(u32::to_le_bytes(word));
+                }
+                bytes
+            }
+        }
+    }
+}
+
+/// Where the headers of requests lie: in the last page before the queues.
+const HEADERS: u64 = QUEUES - 0x1000;
 
 struct Guest {
     transport: MmioTransport,
@@ -125,7 +188,18 @@ impl Guest {
                     .write_slice(&data, GuestAddress(address.into()))
                     .expect("it is in memory");
             }
-            Step::Chain { queue, buffers } => self.chain(queue, &buffers),
+            Step::Request {
+                queue,
+                header,
+                buffers,
+            } => {
+                let header = header.bytes();
+                self.memory
+                    .write_slice(&header, GuestAddress(HEADERS))
+                    .expect("it is in memory");
+                self.chain(queue, Some(header.len() as u32), &buffers);
+            }
+            Step::Chain { queue, buffers } => self.chain(queue, None, &buffers),
             Step::Descriptor {
                 queue,
                 index,
@@ -160,19 +234,17 @@ impl Guest {
         self.queues.get_mut(usize::from(index) % count)
     }
 
-    fn chain(&mut self, queue: u8, buffers: &[Option<GoodBuffer>]) {
-        use devices::virtio::testing::Buffer;
-        let mut buffers: Vec<GoodBuffer> = buffers.iter().copied().flatten().collect();
-        buffers.sort_by_key(|buffer| buffer.write);
-        let buffers: Vec<Buffer> = buffers
-            .iter()
-            .map(
-                |buffer| match (u64::from(buffer.address), u32::from(buffer.len)) {
-                    (address, len) if buffer.write => Buffer::Write(address, len),
-                    (address, len) => Buffer::Read(address, len),
-                },
-            )
-            .collect();
+    fn chain(&mut self, queue: u8, header: Option<u32>, buffers: &[Option<GoodBuffer>]) {
+        let mut good: Vec<GoodBuffer> = buffers.iter().copied().flatten().collect();
+        good.sort_by_key(|buffer| buffer.write);
+        let header = header.map(|len| Buffer::Read(HEADERS, len));
+        let buffers = good.iter().map(
+            |buffer| match (u64::from(buffer.address), u32::from(buffer.len)) {
+                (address, len) if buffer.write => Buffer::Write(address, len),
+                (address, len) => Buffer::Read(address, len),
+            },
+        );
+        let buffers: Vec<Buffer> = header.into_iter().chain(buffers).collect();
         if let Some(queue) = self.queue(queue)
             && !buffers.is_empty()
         {

@@ -4,9 +4,11 @@
 //! libfuzzer drives them (`make fuzz`), and `make test` replays what it has found so far. There is no KVM in here:
 //! the guest is a script that writes registers and memory.
 
+mod balloon;
 mod block;
 mod guest;
 mod queue;
+mod vsock;
 
 use std::sync::Arc;
 
@@ -29,6 +31,14 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "block",
         run: |data| guest::drive(block::device(), data),
+    },
+    Target {
+        name: "vsock",
+        run: |data| guest::drive(vsock::device(), data),
+    },
+    Target {
+        name: "balloon",
+        run: |data| guest::drive(balloon::device(), data),
     },
     Target {
         name: "rng",
