@@ -16,8 +16,11 @@ use crate::posada;
 pub struct BareGuest {
     child: Child,
     stdin: ChildStdin,
-    lines: Lines<BufReader<ChildStdout>>,
+    output: Output,
 }
+
+/// What a bare guest prints.
+pub struct Output(Lines<BufReader<ChildStdout>>);
 
 /// What a benchmark in the guest did.
 pub struct Sample {
@@ -49,28 +52,18 @@ impl BareGuest {
         Self {
             child,
             stdin,
-            lines: BufReader::new(stdout).lines(),
+            output: Output::of(stdout),
         }
     }
 
-    /// Waits until the guest prints a line that begins with `beginning`; returns the line.
-    pub fn wait_for(&mut self, beginning: &str) -> String {
-        loop {
-            let line = self
-                .lines
-                .next()
-                .unwrap_or_else(|| panic!("the guest ended without '{beginning}'"));
-            let line = line.expect("the guest prints text");
-            assert!(!line.starts_with("FAILED"), "the guest says: {line}");
-            if line.starts_with(beginning) {
-                return line;
-            }
-        }
+    /// Waits until the guest prints a line that begins with `beginning`.
+    pub fn wait_for(&mut self, beginning: &str) {
+        self.output.wait_for(beginning);
     }
 
     /// Waits for the report, and for the guest's end.
     pub fn finish(mut self) -> Sample {
-        let line = self.wait_for("requests=");
+        let line = self.output.wait_for("requests=");
         let cpu_micros = io_cpu_micros(self.child.id());
         self.stdin.write_all(b"\n").expect("the guest takes a line");
         assert!(self.child.wait().expect("posada ends").success());
@@ -81,6 +74,28 @@ impl BareGuest {
         Sample {
             words: words.collect(),
             cpu_micros,
+        }
+    }
+}
+
+impl Output {
+    /// What comes out of posada's standard output.
+    pub fn of(stdout: ChildStdout) -> Self {
+        Self(BufReader::new(stdout).lines())
+    }
+
+    /// Waits until the guest prints a line that begins with `beginning`; returns the line.
+    pub fn wait_for(&mut self, beginning: &str) -> String {
+        loop {
+            let line = self
+                .0
+                .next()
+                .unwrap_or_else(|| panic!("the guest ended without '{beginning}'"));
+            let line = line.expect("the guest prints text");
+            assert!(!line.starts_with("FAILED"), "the guest says: {line}");
+            if line.starts_with(beginning) {
+                return line;
+            }
         }
     }
 }
@@ -164,7 +179,7 @@ fn counted(program: &str, arguments: &[String]) -> Option<f64> {
         .wait()
         .ok()?;
     let mut guest = BareGuest::spawn(perf, program, arguments);
-    guest.wait_for("requests=");
+    guest.output.wait_for("requests=");
     guest.stdin.write_all(b"\n").expect("the guest takes a line");
     let ended = guest.child.wait().expect("perf ends");
     let text = fs::read_to_string(&results);

@@ -3,6 +3,7 @@
 //! Exit status: 0 if every limit is kept, 1 if one is missed, 2 for a measurement that does not exist.
 
 mod bare;
+mod devices;
 mod disk;
 mod exits;
 mod linux;
@@ -22,11 +23,12 @@ use table::Table;
 type Measurement = fn(&mut Table);
 
 /// The measurements, each by the name that selects it.
-const MEASUREMENTS: [(&str, Measurement); 7] = [
+const MEASUREMENTS: [(&str, Measurement); 8] = [
     ("start", start::measure),
     ("exits", exits::measure),
     ("touch", touch::measure),
     ("size", size),
+    ("devices", devices::measure),
     ("disk", disk::measure),
     ("net", net::measure),
     ("linux", linux::measure),

@@ -19,7 +19,7 @@ pub fn measure(table: &mut Table) {
 }
 
 /// Milliseconds until the first byte.
-fn first_output(command: &mut Command) -> f64 {
+pub fn first_output(command: &mut Command) -> f64 {
     let start = Instant::now();
     let mut child = command
         .stdin(Stdio::null())
