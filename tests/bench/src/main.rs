@@ -7,6 +7,7 @@ mod devices;
 mod disk;
 mod exits;
 mod linux;
+mod linux_io;
 mod net;
 mod pairs;
 mod start;
@@ -23,7 +24,7 @@ use table::Table;
 type Measurement = fn(&mut Table);
 
 /// The measurements, each by the name that selects it.
-const MEASUREMENTS: [(&str, Measurement); 8] = [
+const MEASUREMENTS: [(&str, Measurement); 9] = [
     ("start", start::measure),
     ("exits", exits::measure),
     ("touch", touch::measure),
@@ -32,6 +33,7 @@ const MEASUREMENTS: [(&str, Measurement); 8] = [
     ("disk", disk::measure),
     ("net", net::measure),
     ("linux", linux::measure),
+    ("linux-io", linux_io::measure),
 ];
 
 fn main() -> ExitCode {
