@@ -19,7 +19,7 @@ endif
 # What builds and packs the guest.
 GUEST_PACKAGES := make flex bison bc libelf-dev libssl-dev xz-utils cpio kmod busybox-static linux-source-6.1
 # What tests make disks' file systems with, and check them.
-TEST_PACKAGES := e2fsprogs
+TEST_PACKAGES := e2fsprogs iproute2 passt
 # What `make bench` measures with: a disk and a network without a VM, and system calls.
 BENCH_PACKAGES := fio iproute2 linux-perf
 
@@ -62,7 +62,7 @@ run: guest build ## boot the tiny Linux guest to a shell
 ifeq ($(KVM),none)
 test: deps ## run all tests (KVM=none: those that need no /dev/kvm)
 	cargo test --workspace --exclude posada-tests --locked -- --skip kvm_
-	cargo test -p posada-tests --lib --test cli --test allocations --locked
+	cargo test -p posada-tests --lib --test cli --test allocations --locked -- --skip as_root_
 else
 test: guest
 	$(call install,$(TEST_PACKAGES))

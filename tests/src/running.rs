@@ -204,6 +204,14 @@ impl Running {
         }
     }
 
+    /// Waits until posada has said `text` on standard error.
+    #[track_caller]
+    pub fn wait_for_message(&mut self, text: &str) {
+        self.wait_until(&format!("'{text}' among its messages"), |running| {
+            find(&running.stderr.text, text.as_bytes()).is_some()
+        });
+    }
+
     /// Waits until `condition` holds, which is asked whenever anything has happened and every tenth of a second.
     #[track_caller]
     pub fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {

@@ -10,12 +10,14 @@ use arch_x86_64::kernel::KernelError;
 use arch_x86_64::mptable::MpTableError;
 use devices::BusError;
 use devices::disk::DiskError;
+use devices::virtio::net::TapError;
 use devices::virtio::vsock::BindError;
 use thiserror::Error;
 
 use crate::config::{ByteSize, ConfigError};
 use crate::host::HostError;
 use crate::memory::MemoryError;
+use crate::passt::PasstError;
 use crate::pvm;
 
 /// Why a guest could not be built or started.
@@ -76,6 +78,12 @@ pub enum Error {
     /// A disk's image cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A tap cannot be used.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// A user network cannot be made.
+    #[error(transparent)]
+    Passt(#[from] PasstError),
     /// The kernel cannot be told how to boot.
     #[error(transparent)]
     Boot(#[from] BootError),

@@ -12,6 +12,7 @@ mod images;
 pub mod io_thread;
 pub mod lifecycle;
 pub mod memory;
+pub mod passt;
 pub mod pvm;
 pub mod vcpu;
 pub mod virtio;

@@ -6,15 +6,18 @@ use arch_x86_64::layout::{self, VirtioSlot};
 use devices::disk::{DiskError, Image};
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockOptions};
+use devices::virtio::net::{FrameSocket, Net, NetOptions, Tap};
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::{SocketFile, Vsock};
 use devices::virtio::{IoThreads, MmioTransport, NOTIFY_OFFSET, VirtioDevice};
 use kvm_ioctls::{IoEventAddress, VmFd};
 
-use crate::config::{ConfigError, DiskConfig, VmConfig};
+use crate::config::net::MacAddress;
+use crate::config::{ConfigError, DiskConfig, NetConfig, VmConfig};
 use crate::error::{Doing, Error};
 use crate::io_thread::{IoThreadPool, Sharing};
 use crate::memory::GuestMemory;
+use crate::passt;
 use crate::vcpu::Buses;
 use crate::vm::eventfd;
 
@@ -45,6 +48,16 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<SocketFile>), Error> 
         };
         add(Arc::new(open_disk(disk)?), threads);
     }
+    for (index, net) in config.nets.iter().enumerate() {
+        let several: Arc<dyn IoThreads>;
+        let threads = if net.queues() > 1 {
+            several = Arc::new(IoThreadPool::new("net", Sharing::Own));
+            &several
+        } else {
+            &shared
+        };
+        add(Arc::new(open_net(net, config.mac(index))?), threads);
+    }
     if let Some(vsock) = &config.vsock {
         let (device, file) = Vsock::bind(&vsock.path, vsock.cid())?;
         add(Arc::new(device), &shared);
@@ -72,6 +85,22 @@ fn open_disk(config: &DiskConfig) -> Result<Block, DiskError> {
         limit: config.limit(),
     };
     Ok(Block::new(image, options))
+}
+
+fn open_net(config: &NetConfig, mac: MacAddress) -> Result<Net, Error> {
+    let name = format!("network '{config}'");
+    let options = NetOptions {
+        mac: mac.0,
+        mtu: config.mtu,
+        rx_limit: config.limit(),
+        tx_limit: config.limit(),
+    };
+    if let Some(tap) = &config.tap {
+        let tap = Tap::open(tap, config.queues(), config.mtu)?;
+        return Ok(Net::on_tap(name, options, tap));
+    }
+    let socket = FrameSocket::new(passt::start(config)?).doing("use passt's socket")?;
+    Ok(Net::on_stream(name, options, socket))
 }
 
 /// Puts the devices on the bus of memory; returns where they are.

@@ -25,6 +25,7 @@ pub mod block;
 mod chain;
 mod interrupt;
 mod mmio;
+pub mod net;
 mod poll;
 mod queue;
 pub mod rng;

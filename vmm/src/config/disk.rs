@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use devices::disk::{EngineKind, ImageOptions};
-use devices::rate_limit::{Rate, RateLimit};
+use devices::rate_limit::RateLimit;
 use devices::virtio::block::MAX_QUEUES;
 use devices::virtio::block::request::ID_BYTES;
 use serde::Deserialize;
 use thiserror::Error;
 
+use super::rate::{self, RateError};
 use super::words::{self, WordError};
 use super::{ByteRate, ByteSize};
 
@@ -94,17 +95,9 @@ pub enum DiskConfigError {
     /// No queue, or more than there can be.
     #[error("{0} queues: a disk has 1 to {MAX_QUEUES}")]
     Queues(u16),
-    /// Nothing would ever pass.
-    #[error("{0} of 0 would let nothing pass: leave it out, or give a number above 0")]
-    Zero(&'static str),
-    /// A burst of nothing.
-    #[error("{burst} says how much more than {rate} may pass at once: give {rate} too")]
-    BurstWithoutRate {
-        /// What was given.
-        burst: &'static str,
-        /// What was not.
-        rate: &'static str,
-    },
+    /// A rate or burst that cannot be.
+    #[error(transparent)]
+    Rate(#[from] RateError),
 }
 
 impl FromStr for DiskConfig {
@@ -149,8 +142,8 @@ impl DiskConfig {
         }
         let bandwidth = self.bandwidth.map(|rate| rate.0);
         let bandwidth_burst = self.bandwidth_burst.map(|size| size.0);
-        check_limit(("bandwidth", bandwidth), ("bandwidth-burst", bandwidth_burst))?;
-        check_limit(("iops", self.iops), ("iops-burst", self.iops_burst))
+        rate::check(("bandwidth", bandwidth), ("bandwidth-burst", bandwidth_burst))?;
+        Ok(rate::check(("iops", self.iops), ("iops-burst", self.iops_burst))?)
     }
 
     /// Request queues.
@@ -171,32 +164,11 @@ impl DiskConfig {
     pub fn limit(&self) -> RateLimit {
         let bandwidth = self.bandwidth.map(|rate| rate.0);
         let bandwidth_burst = self.bandwidth_burst.map(|size| size.0);
-        RateLimit::new(rate(bandwidth, bandwidth_burst), rate(self.iops, self.iops_burst))
+        RateLimit::new(
+            rate::with_burst(bandwidth, bandwidth_burst),
+            rate::with_burst(self.iops, self.iops_burst),
+        )
     }
-}
-
-/// A limit without a burst of its own lets pass at once what it lets pass in a tenth of a second.
-fn rate(per_second: Option<u64>, burst: Option<u64>) -> Option<Rate> {
-    per_second.map(|per_second| Rate {
-        per_second,
-        burst: burst.unwrap_or((per_second / 10).max(1)),
-    })
-}
-
-fn check_limit(
-    (rate, per_second): (&'static str, Option<u64>),
-    (burst, at_once): (&'static str, Option<u64>),
-) -> Result<(), DiskConfigError> {
-    if per_second == Some(0) {
-        return Err(DiskConfigError::Zero(rate));
-    }
-    if at_once == Some(0) {
-        return Err(DiskConfigError::Zero(burst));
-    }
-    if at_once.is_some() && per_second.is_none() {
-        return Err(DiskConfigError::BurstWithoutRate { burst, rate });
-    }
-    Ok(())
 }
 
 impl FromStr for Format {

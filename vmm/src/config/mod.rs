@@ -4,6 +4,7 @@
 
 pub mod balloon;
 pub mod disk;
+pub mod net;
 mod rate;
 mod size;
 #[cfg(test)]
@@ -24,7 +25,8 @@ use crate::pvm;
 
 pub use balloon::{BalloonConfig, BalloonConfigError};
 pub use disk::DiskConfig;
-pub use rate::{ByteRate, ByteRateError};
+pub use net::NetConfig;
+pub use rate::{ByteRate, ByteRateError, RateError};
 pub use size::{ByteSize, ByteSizeError};
 pub use vsock::{VsockConfig, VsockConfigError};
 pub use words::WordError;
@@ -109,6 +111,11 @@ pub struct VmConfig {
     /// A memory balloon: pages that the guest does without go back to the host
     #[arg(long, value_name = balloon::SYNTAX)]
     pub balloon: Option<BalloonConfig>,
+    /// Connect the guest to a network: a tap, or user for a network without privileges; as often as needed. Keys: mac=MAC,
+    /// mtu=N, queues=N, forward=tcp:HOSTPORT:GUESTPORT, bandwidth=SIZE/s, bandwidth-burst=SIZE, pps=N, pps-burst=N
+    #[arg(long = "net", value_name = net::SYNTAX)]
+    #[serde(rename = "net")]
+    pub nets: Vec<NetConfig>,
 
     /// What kind of KVM the host has, instead of finding out
     #[arg(long, value_name = "KIND")]
@@ -171,6 +178,20 @@ pub enum ConfigError {
     /// A balloon that cannot be.
     #[error("balloon: {0}")]
     Balloon(#[from] BalloonConfigError),
+    /// A network that cannot be.
+    #[error("the network '{net}': {source}")]
+    Net {
+        /// Its tap, or "user".
+        net: String,
+        /// What is wrong with it.
+        source: net::NetConfigError,
+    },
+    /// Two networks on one tap.
+    #[error("two networks are on the tap '{0}': give each its own")]
+    TapTwice(String),
+    /// Two networks of one address.
+    #[error("two networks have the MAC address {0}: give each its own")]
+    MacTwice(net::MacAddress),
     /// A NUL would end the command line where the user did not.
     #[error("{0} has a NUL character, which a kernel command line cannot have")]
     Nul(&'static str),
@@ -240,6 +261,11 @@ impl VmConfig {
             },
             vsock: self.vsock.or(base.vsock),
             balloon: self.balloon.or(base.balloon),
+            nets: if self.nets.is_empty() {
+                base.nets
+            } else {
+                self.nets
+            },
             host_kind: self.host_kind.or(base.host_kind),
         }
     }
@@ -271,7 +297,8 @@ impl VmConfig {
             balloon.check(memory)?;
         }
         check_name(self.name())?;
-        self.check_disks()
+        self.check_disks()?;
+        self.check_nets()
     }
 
     fn check_disks(&self) -> Result<(), ConfigError> {
@@ -287,6 +314,31 @@ impl VmConfig {
             }
         }
         Ok(())
+    }
+
+    fn check_nets(&self) -> Result<(), ConfigError> {
+        for (index, net) in self.nets.iter().enumerate() {
+            net.check().map_err(|source| ConfigError::Net {
+                net: net.to_string(),
+                source,
+            })?;
+            let mac = self.mac(index);
+            if (0..index).any(|other| self.mac(other) == mac) {
+                return Err(ConfigError::MacTwice(mac));
+            }
+            if let Some(tap) = &net.tap
+                && self.nets[..index].iter().any(|other| other.tap == net.tap)
+            {
+                return Err(ConfigError::TapTwice(tap.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest's address in network number `index`: given, or the same each time for a guest of this name.
+    pub fn mac(&self, index: usize) -> net::MacAddress {
+        let given = self.nets.get(index).and_then(|net| net.mac);
+        given.unwrap_or_else(|| net::MacAddress::derived(self.name(), index))
     }
 
     /// Number of vCPUs.

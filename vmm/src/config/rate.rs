@@ -1,8 +1,9 @@
-//! A number of bytes in a second as people write it: `100M/s`.
+//! Rates as people write them: a number of bytes in a second, `100M/s`, and the rules that all rates and bursts share.
 
 use std::fmt;
 use std::str::FromStr;
 
+use devices::rate_limit::Rate;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -17,6 +18,47 @@ pub struct ByteRate(pub u64);
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("'{0}' is not a rate: write a size and '/s', such as 100M/s")]
 pub struct ByteRateError(String);
+
+/// What is wrong with a rate and its burst.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum RateError {
+    /// Nothing would ever pass.
+    #[error("{0} of 0 would let nothing pass: leave it out, or give a number above 0")]
+    Zero(&'static str),
+    /// A burst of nothing.
+    #[error("{burst} says how much more than {rate} may pass at once: give {rate} too")]
+    BurstWithoutRate {
+        /// What was given.
+        burst: &'static str,
+        /// What was not.
+        rate: &'static str,
+    },
+}
+
+/// Checks a rate and its burst, each with its name.
+pub(super) fn check(
+    (rate, per_second): (&'static str, Option<u64>),
+    (burst, at_once): (&'static str, Option<u64>),
+) -> Result<(), RateError> {
+    if per_second == Some(0) {
+        return Err(RateError::Zero(rate));
+    }
+    if at_once == Some(0) {
+        return Err(RateError::Zero(burst));
+    }
+    if at_once.is_some() && per_second.is_none() {
+        return Err(RateError::BurstWithoutRate { burst, rate });
+    }
+    Ok(())
+}
+
+/// A rate without a burst of its own lets pass at once what it lets pass in a tenth of a second.
+pub(super) fn with_burst(per_second: Option<u64>, burst: Option<u64>) -> Option<Rate> {
+    per_second.map(|per_second| Rate {
+        per_second,
+        burst: burst.unwrap_or((per_second / 10).max(1)),
+    })
+}
 
 impl FromStr for ByteRate {
     type Err = ByteRateError;

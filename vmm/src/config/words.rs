@@ -46,18 +46,27 @@ pub struct Word {
 
 /// Splits a value; returns what stands before the first comma, which `what` names for the user, and the words behind it.
 pub fn split(text: &str, what: &'static str) -> Result<(String, Vec<Word>), WordError> {
+    split_repeating(text, what, "")
+}
+
+/// Splits a value in which the word `repeats` may be there several times.
+pub fn split_repeating(
+    text: &str,
+    what: &'static str,
+    repeats: &str,
+) -> Result<(String, Vec<Word>), WordError> {
     let mut parts = at_single_commas(text).into_iter();
     let first = parts.next().filter(|first| !first.is_empty());
     let first = first.ok_or(WordError::NoFirst(what))?;
-    Ok((first, read(parts)?))
+    Ok((first, read(parts, repeats)?))
 }
 
 /// The words of a value that is nothing but words, at least one.
 pub fn list(text: &str) -> Result<Vec<Word>, WordError> {
-    read(at_single_commas(text).into_iter())
+    read(at_single_commas(text).into_iter(), "")
 }
 
-fn read(parts: impl Iterator<Item = String>) -> Result<Vec<Word>, WordError> {
+fn read(parts: impl Iterator<Item = String>, repeats: &str) -> Result<Vec<Word>, WordError> {
     let mut words: Vec<Word> = Vec::new();
     for part in parts {
         let word = match part.split_once('=') {
@@ -70,7 +79,7 @@ fn read(parts: impl Iterator<Item = String>) -> Result<Vec<Word>, WordError> {
                 value: None,
             },
         };
-        if words.iter().any(|other| other.key == word.key) {
+        if word.key != repeats && words.iter().any(|other| other.key == word.key) {
             return Err(WordError::Twice(word.key));
         }
         words.push(word);
@@ -165,6 +174,15 @@ mod tests {
             split("p,id=a,id=b", "a path").err(),
             Some(WordError::Twice("id".into()))
         );
+    }
+
+    #[test]
+    fn one_word_may_be_there_several_times() {
+        let (_, words) = split_repeating("user,port=1,port=2", "a kind", "port").unwrap();
+        let ports: Vec<u16> = words.iter().map(|word| word.value().unwrap()).collect();
+        assert_eq!(ports, [1, 2]);
+        let twice = split_repeating("user,id=1,id=2", "a kind", "port").err();
+        assert_eq!(twice, Some(WordError::Twice("id".into())));
     }
 
     #[test]

@@ -1,0 +1,260 @@
+//! Networks (§5.1): frames between the guest's queues and a tap, or a process on a stream socket.
+//!
+//! ```text
+//!   transmit queue ─▶ Sender ─┐             ┌─▶ TapQueue ── /dev/net/tun
+//!                             ├─ Pair ─ Frames
+//!   receive queue ◀─ Receiver ┘             └─▶ FrameStream ── passt
+//! ```
+//!
+//! A pair of queues has one worker and, on a tap with several queues, a queue of the tap's own. Frames move by one system
+//! call each, straight between guest memory and the kernel: the guest's header is what the tap driver takes and gives.
+
+mod control;
+mod frames;
+mod link;
+mod meter;
+mod pair;
+mod rx;
+mod stream;
+mod switch;
+mod syscall;
+mod tap;
+#[cfg(test)]
+mod tests;
+mod tx;
+
+use std::io;
+use std::sync::Arc;
+
+use libc::iovec;
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::*;
+
+use super::{Activation, Queue, VirtioDevice, Worker, read_config_bytes};
+use crate::rate_limit::RateLimit;
+use control::Control;
+use frames::Frames;
+use link::Link;
+use pair::Pair;
+use switch::Switch;
+
+pub use stream::{FrameSocket, FrameStream};
+pub use tap::{Tap, TapError, TapQueue};
+
+/// Bytes of the header before each frame (§5.1.6): with VERSION_1 it always has `num_buffers`.
+pub const HEADER: usize = 12;
+/// Bytes of the shortest frame: an Ethernet header.
+const MIN_FRAME: usize = 14;
+/// Bytes of Ethernet header and VLAN tag.
+const ETHERNET: usize = MIN_FRAME + 4;
+/// Bytes of the longest frame: the largest IP packet, be it of segments that the other side is to split.
+const MAX_FRAME: usize = ETHERNET + 65535;
+/// Bytes that a frame carries unless more was agreed on.
+const DEFAULT_MTU: u16 = 1500;
+const QUEUE_SIZE: u16 = 256;
+
+/// What a guest can leave to a tap, and a tap to a guest.
+const OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_HOST_TSO4
+    | 1 << VIRTIO_NET_F_HOST_TSO6
+    | 1 << VIRTIO_NET_F_HOST_ECN
+    | 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6
+    | 1 << VIRTIO_NET_F_GUEST_ECN;
+/// The same of UDP.
+const UDP_OFFLOADS: u64 =
+    1 << VIRTIO_NET_F_HOST_USO | 1 << VIRTIO_NET_F_GUEST_USO4 | 1 << VIRTIO_NET_F_GUEST_USO6;
+/// With one of these, what the guest receives may be as long as any IP packet.
+const LARGE_RECEIVE: u64 = 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6
+    | 1 << VIRTIO_NET_F_GUEST_USO4
+    | 1 << VIRTIO_NET_F_GUEST_USO6;
+
+/// A network device.
+pub struct Net {
+    name: String,
+    mac: [u8; 6],
+    mtu: Option<u16>,
+    backend: Backend,
+    limits: [Arc<RateLimit>; 2],
+    queue_sizes: Vec<u16>,
+    link: Arc<Link>,
+}
+
+/// What a network is beside its end on the host.
+#[derive(Debug)]
+pub struct NetOptions {
+    /// The guest's address.
+    pub mac: [u8; 6],
+    /// Bytes that a frame carries, if the driver is to be told.
+    pub mtu: Option<u16>,
+    /// The limit on what the guest receives.
+    pub rx_limit: RateLimit,
+    /// The limit on what the guest sends.
+    pub tx_limit: RateLimit,
+}
+
+/// The host's end.
+enum Backend {
+    Tap(Arc<Tap>),
+    Stream(Arc<FrameSocket>),
+}
+
+impl Net {
+    /// A network on a tap, with a pair of queues for each queue of the tap.
+    pub fn on_tap(name: String, options: NetOptions, tap: Tap) -> Self {
+        let pairs = tap.queues().len();
+        let queues = if pairs > 1 { 2 * pairs + 1 } else { 2 };
+        Self::new(name, options, Backend::Tap(Arc::new(tap)), queues)
+    }
+
+    /// A network on a stream of frames.
+    pub fn on_stream(name: String, options: NetOptions, socket: FrameSocket) -> Self {
+        Self::new(name, options, Backend::Stream(Arc::new(socket)), 2)
+    }
+
+    fn new(name: String, options: NetOptions, backend: Backend, queues: usize) -> Self {
+        Self {
+            name,
+            mac: options.mac,
+            mtu: options.mtu,
+            backend,
+            limits: [options.rx_limit.into(), options.tx_limit.into()],
+            queue_sizes: vec![QUEUE_SIZE; queues],
+            link: Arc::new(Link::new()),
+        }
+    }
+
+    fn has_several_pairs(&self) -> bool {
+        self.queue_sizes.len() > 2
+    }
+
+    /// §5.1.4, `virtio_net_config` up to `mtu`.
+    fn config(&self) -> [u8; 12] {
+        let mut config = [0; 12];
+        config[..6].copy_from_slice(&self.mac);
+        config[6..8].copy_from_slice(&self.link.status().to_le_bytes());
+        let pairs = (self.queue_sizes.len() / 2) as u16;
+        config[8..10].copy_from_slice(&pairs.to_le_bytes());
+        config[10..].copy_from_slice(&self.mtu.unwrap_or(DEFAULT_MTU).to_le_bytes());
+        config
+    }
+
+    /// A worker for the two queues of a pair.
+    fn pair<F: Frames + 'static>(
+        &self,
+        features: u64,
+        queues: [Queue; 2],
+        frames: F,
+        switch: Arc<Switch>,
+    ) -> io::Result<Box<dyn Worker>> {
+        let largest = if features & LARGE_RECEIVE != 0 {
+            MAX_FRAME
+        } else {
+            ETHERNET + usize::from(self.mtu.unwrap_or(DEFAULT_MTU).max(DEFAULT_MTU))
+        };
+        let setup = pair::Setup {
+            mergeable: features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0,
+            largest: HEADER + largest,
+            limits: self.limits.clone(),
+            link: self.link.clone(),
+            switch,
+        };
+        Ok(Box::new(Pair::new(queues, frames, setup)?))
+    }
+
+    fn start_on_tap(&self, tap: &Arc<Tap>, mut activation: Activation) -> io::Result<Vec<Box<dyn Worker>>> {
+        let features = activation.features;
+        if let Err(error) = tap.set_offloads(features) {
+            self.link.set_down(&*activation.interrupt, &error);
+        }
+        let several = activation.has(VIRTIO_NET_F_MQ);
+        let mut workers = Vec::new();
+        let mut switches = Vec::new();
+        for (index, queue) in tap.queues().iter().enumerate() {
+            // Until the driver says how many pairs it uses, it is one (§5.1.5).
+            if index > 0 && self.link.is_up() {
+                queue.set_enabled(false)?;
+            }
+            let there = index == 0 || several && activation.queues[2 * index].is_some();
+            if there && switches.len() == index {
+                let queues = [activation.take(2 * index)?, activation.take(2 * index + 1)?];
+                let switch = Arc::new(Switch::new(index == 0)?);
+                workers.push(self.pair(features, queues, queue.clone(), switch.clone())?);
+                switches.push(switch);
+            }
+        }
+        if activation.has(VIRTIO_NET_F_CTRL_VQ) {
+            // §5.1.2: behind all pairs that there can be.
+            let index = if several { 2 * tap.queues().len() } else { 2 };
+            let queue = activation.take(index)?;
+            workers.push(Box::new(Control::new(queue, tap.clone(), switches)));
+        }
+        Ok(workers)
+    }
+}
+
+impl VirtioDevice for Net {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn id(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn features(&self) -> u64 {
+        let mut features = 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF;
+        if self.mtu.is_some() {
+            features |= 1 << VIRTIO_NET_F_MTU;
+        }
+        if self.has_several_pairs() {
+            features |= 1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_CTRL_VQ;
+        }
+        if let Backend::Tap(tap) = &self.backend {
+            features |= OFFLOADS;
+            if tap.knows_uso() {
+                features |= UDP_OFFLOADS;
+            }
+        }
+        features
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config(), offset, data);
+    }
+
+    fn start(&self, mut activation: Activation) -> io::Result<Vec<Box<dyn Worker>>> {
+        match &self.backend {
+            Backend::Tap(tap) => self.start_on_tap(tap, activation),
+            Backend::Stream(socket) => {
+                let queues = [activation.take(0)?, activation.take(1)?];
+                let switch = Arc::new(Switch::new(true)?);
+                let frames = FrameStream::of(socket);
+                Ok(vec![self.pair(activation.features, queues, frames, switch)?])
+            }
+        }
+    }
+}
+
+/// The parts of `buffers` in which `len` bytes from `offset` on lie.
+fn pieces(buffers: &[iovec], offset: usize, len: usize) -> impl Iterator<Item = iovec> {
+    let (mut skip, mut left) = (offset, len);
+    let pieces = buffers.iter().map_while(move |buffer| {
+        let skipped = skip.min(buffer.iov_len);
+        let len = left.min(buffer.iov_len - skipped);
+        let piece = iovec {
+            iov_base: buffer.iov_base.cast::<u8>().wrapping_add(skipped).cast(),
+            iov_len: len,
+        };
+        let more = left > 0;
+        (skip, left) = (skip - skipped, left - len);
+        more.then_some(piece)
+    });
+    pieces.filter(|piece| piece.iov_len > 0)
+}
