@@ -32,6 +32,7 @@ Examples:
   posada run
   posada run --cpus 2 --memory 1G --append quiet
   posada run --kernel vmlinuz --initrd initrd.img --append root=/dev/ram0
+  posada run --disk disk.img --net user,forward=tcp:8080:80
   posada run --config guest.toml --memory 2G
   echo 'uname -a; poweroff' | posada run
 
