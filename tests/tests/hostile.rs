@@ -4,6 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::thread;
 
 use posada_tests::guest::TempFile;
+use posada_tests::network;
 use posada_tests::usage::Usage;
 use posada_tests::{Guest, Running};
 use vmm_sys_util::tempdir::TempDir;
@@ -153,4 +154,23 @@ fn a_balloon_survives_whatever_its_driver_does() {
 #[test]
 fn a_thousand_misuses_of_a_balloon_take_up_nothing() {
     takes_up_no_more("balloon", 10, &["--balloon", "free-page-reporting"]);
+}
+
+/// The host's end of a network, in a namespace of the test's own; the guest asks for its address.
+fn make_network() {
+    network::isolate();
+    network::make_tap("t0");
+    network::ip("addr add 192.0.2.1/24 dev t0");
+}
+
+#[test]
+fn a_network_survives_whatever_its_driver_does() {
+    make_network();
+    survives_everything("net", "network 't0'", &["--net", "tap=t0"]);
+}
+
+#[test]
+fn a_thousand_misuses_of_a_network_take_up_nothing() {
+    make_network();
+    takes_up_no_more("net", 10, &["--net", "tap=t0"]);
 }

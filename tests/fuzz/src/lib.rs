@@ -7,6 +7,7 @@
 mod balloon;
 mod block;
 mod guest;
+mod net;
 mod queue;
 mod vsock;
 
@@ -31,6 +32,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "block",
         run: |data| guest::drive(block::device(), data),
+    },
+    Target {
+        name: "net",
+        run: net::drive,
     },
     Target {
         name: "vsock",

@@ -15,7 +15,8 @@ pub fn walk(data: &[u8]) {
     let driver = DriverQueue::new(&memory, 0, SIZE);
     let data = &data[..data.len().min(MEMORY)];
     memory.write_slice(data, GuestAddress(0)).expect("it fits");
-    let Ok(mut queue) = driver.device_side(0, Arc::new(Recorder::default()), data.len() % 2 == 0) else {
+    let Ok(mut queue) = driver.device_side(0, Arc::new(Recorder::default()), data.len().is_multiple_of(2))
+    else {
         return;
     };
     let mut chain = Chain::new(SIZE);
