@@ -70,6 +70,38 @@ fn what_one_guest_writes_the_next_one_reads_by_each_engine_and_cache() {
     }
 }
 
+/// A block device of the host's, made of a file.
+struct Loop(String);
+
+impl Loop {
+    fn of(file: &str) -> Self {
+        let output = tool("losetup", &["--find", "--show", file]);
+        Self(String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        tool("losetup", &["--detach", &self.0]);
+    }
+}
+
+#[test]
+fn a_block_device_of_the_hosts_is_a_disk_too() {
+    let image = image(4 * MIB);
+    let device = Loop::of(image.as_str());
+    for engine in ["io_uring", "sync"] {
+        let disk = format!("{},engine={engine}", device.0);
+        let written = check("sectors=1000 first=24", &disk).run().expect_status(0);
+        assert!(written.console().contains("capacity=8192 readonly=false"));
+        let read = check("sectors=1000 first=24 mode=read", &disk)
+            .run()
+            .expect_status(0);
+        assert_eq!(last_line(&read), last_line(&written), "{engine}");
+        assert_eq!(written.messages() + &read.messages(), "", "{engine}");
+    }
+}
+
 #[test]
 fn a_readonly_disk_is_left_as_it_is() {
     let image = image(MIB);
@@ -270,7 +302,7 @@ fn tool(name: &str, arguments: &[&str]) -> Output {
     let output = Command::new(name)
         .args(arguments)
         .output()
-        .unwrap_or_else(|error| panic!("{name} of e2fsprogs: {error}"));
+        .unwrap_or_else(|error| panic!("{name} does not run: {error}"));
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name} {arguments:?}: {text}");
     output

@@ -77,9 +77,11 @@ fn boots_from_a_bzimage_with_a_gibibyte() {
 }
 
 #[test]
-fn boots_without_acpi_and_an_orderly_reboot_is_no_crash() {
-    let guest = Guest::tiny().append("acpi=off").cpus(2);
-    let ended = boots(guest, "reboot", 2, 128 * MIB);
+fn boots_without_acpi_finds_its_virtio_device_and_an_orderly_reboot_is_no_crash() {
+    let guest = Guest::tiny().append("acpi=off").cpus(2).arg("--rng");
+    let end = "echo random=$(dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c); reboot";
+    let ended = boots(guest, end, 2, 128 * MIB);
+    assert_eq!(number(&ended, "random"), 16);
     assert!(ended.console().contains("reboot: Restarting system"));
 }
 

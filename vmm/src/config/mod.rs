@@ -218,7 +218,7 @@ impl VmConfig {
         let mut config: Self = toml::from_str(&text).map_err(|error| ConfigError::Malformed {
             path: path.to_owned(),
             line: error.span().map_or(1, |span| line_of(&text, span.start)),
-            message: error.message().replace('\n', " "),
+            message: explain(error.message()),
         })?;
         if config.cmdline.is_some() && config.append.is_some() {
             return Err(ConfigError::CmdlineAndAppend);
@@ -410,6 +410,17 @@ fn check_name(name: &str) -> Result<(), ConfigError> {
         Ok(())
     } else {
         Err(ConfigError::Name(name.to_owned()))
+    }
+}
+
+/// What the parser says, in words of this file's.
+fn explain(message: &str) -> String {
+    match message {
+        "invalid type: map, expected a sequence" => {
+            "each disk and each network has a table of its own: write [[disk]] or [[net]], with two brackets"
+                .to_owned()
+        }
+        other => other.replace('\n', " "),
     }
 }
 
