@@ -4,6 +4,7 @@
 
 pub mod balloon;
 pub mod disk;
+mod error;
 pub mod net;
 mod rate;
 mod size;
@@ -13,18 +14,18 @@ pub mod vsock;
 mod words;
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use arch_x86_64::layout::{self, VirtioSlot};
 use serde::Deserialize;
-use thiserror::Error;
 
 use crate::host::HostKind;
 use crate::pvm;
 
 pub use balloon::{BalloonConfig, BalloonConfigError};
 pub use disk::DiskConfig;
+pub use error::ConfigError;
 pub use net::NetConfig;
 pub use rate::{ByteRate, ByteRateError, RateError};
 pub use size::{ByteSize, ByteSizeError};
@@ -120,86 +121,6 @@ pub struct VmConfig {
     /// What kind of KVM the host has, instead of finding out
     #[arg(long, value_name = "KIND")]
     pub host_kind: Option<HostKind>,
-}
-
-/// What is wrong with a configuration. Each message names the setting, the cause and the remedy.
-#[derive(Debug, Error)]
-pub enum ConfigError {
-    /// The file could not be read.
-    #[error("cannot read the config file '{path}': {source}", path = path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The file is too long to be what it should.
-    #[error("the config file '{path}' is longer than {max} KiB: it must be a TOML file of settings", path = .0.display(), max = MAX_FILE >> 10)]
-    TooLong(PathBuf),
-    /// The file is no TOML, or names a key that does not exist, or gives one a value of the wrong type.
-    #[error("{path}:{line}: {message}", path = path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1 on.
-        line: usize,
-        /// What is wrong there.
-        message: String,
-    },
-    /// Both ways to say what the command line is.
-    #[error("cmdline replaces the default command line and append adds to it: give one of the two")]
-    CmdlineAndAppend,
-    /// No CPU, or more than posada can describe to a guest.
-    #[error("{0} CPUs: a guest has 1 to {max}", max = layout::MAX_CPUS)]
-    Cpus(u32),
-    /// Memory that is no whole number of pages.
-    #[error("memory of {0}: it must be a multiple of the page size, {PAGE_SIZE} bytes")]
-    MemoryNotPages(ByteSize),
-    /// Too little memory for any guest.
-    #[error("memory of {0}: a guest needs at least {MIN_MEMORY}")]
-    MemoryTooSmall(ByteSize),
-    /// More virtio devices than there are interrupt lines.
-    #[error("{0} virtio devices: a guest has at most {max}", max = layout::VIRTIO_IRQS.len())]
-    TooManyDevices(usize),
-    /// A disk that cannot be.
-    #[error("the disk '{path}': {source}", path = path.display())]
-    Disk {
-        /// Its image.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: disk::DiskConfigError,
-    },
-    /// Two disks of one name.
-    #[error("two disks have the id '{0}': give each its own")]
-    DiskIdTwice(String),
-    /// A vsock device that cannot be.
-    #[error("vsock: {0}")]
-    Vsock(#[from] VsockConfigError),
-    /// A balloon that cannot be.
-    #[error("balloon: {0}")]
-    Balloon(#[from] BalloonConfigError),
-    /// A network that cannot be.
-    #[error("the network '{net}': {source}")]
-    Net {
-        /// Its tap, or "user".
-        net: String,
-        /// What is wrong with it.
-        source: net::NetConfigError,
-    },
-    /// Two networks on one tap.
-    #[error("two networks are on the tap '{0}': give each its own")]
-    TapTwice(String),
-    /// Two networks of one address.
-    #[error("two networks have the MAC address {0}: give each its own")]
-    MacTwice(net::MacAddress),
-    /// A NUL would end the command line where the user did not.
-    #[error("{0} has a NUL character, which a kernel command line cannot have")]
-    Nul(&'static str),
-    /// A name that could not be part of a file name.
-    #[error(
-        "'{0}' is not a name: use 1 to {MAX_NAME} letters, digits, '.', '_' or '-', the first no '.' or '-'"
-    )]
-    Name(String),
 }
 
 impl VmConfig {
