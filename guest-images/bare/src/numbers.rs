@@ -19,6 +19,13 @@ impl Random {
         self.0 ^= self.0 << 17;
         self.0
     }
+
+    /// Fills `bytes` with the next numbers, little-endian. Pieces of a stream must be whole numbers, but for the last.
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        for piece in bytes.chunks_mut(size_of::<u64>()) {
+            piece.copy_from_slice(&self.draw().to_le_bytes()[..piece.len()]);
+        }
+    }
 }
 
 /// The start of a [`checksum`].
@@ -50,6 +57,16 @@ mod tests {
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
         assert_ne!(draw(0)[0], draw(0)[1]);
+    }
+
+    #[test]
+    fn a_stream_is_the_same_in_pieces() {
+        let mut whole = [0; 45];
+        Random::new(3).fill(&mut whole);
+        let (mut random, mut pieces) = (Random::new(3), [0; 45]);
+        pieces.chunks_mut(16).for_each(|piece| random.fill(piece));
+        assert_eq!(whole, pieces);
+        assert_eq!(whole[..8], Random::new(3).draw().to_le_bytes());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod net_bench;
 mod ping_pong;
 mod report;
 mod rng;
+mod tcp;
 mod vsock_call;
 mod vsock_echo;
 
@@ -30,7 +31,7 @@ struct Program {
 }
 
 /// All of them. Arguments in brackets have defaults.
-const PROGRAMS: [Program; 15] = [
+const PROGRAMS: [Program; 16] = [
     Program {
         name: "hello",
         help: "prints a line",
@@ -85,6 +86,11 @@ const PROGRAMS: [Program; 15] = [
         name: "ping-pong",
         help: "sends frames back, or starts it [count=1000 size=64 start=host|guest event-idx=yes|no wait=poll|interrupt]",
         run: ping_pong::run,
+    },
+    Program {
+        name: "tcp",
+        help: "receives a TCP stream of the host's, then sends one [address=10.9.0.2 host=10.9.0.1 port=8000 count=1M seed=1 mtu=1500]",
+        run: tcp::run,
     },
     Program {
         name: "vsock-echo",

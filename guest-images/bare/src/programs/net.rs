@@ -65,6 +65,11 @@ impl Card {
         Ok(card)
     }
 
+    /// The address that its frames are from.
+    pub fn mac(&self) -> [u8; MAC] {
+        self.mac
+    }
+
     /// Makes buffers of `size` bytes for every entry of the receive queue, and hands them to the device.
     pub fn post_buffers(&mut self, size: usize) -> Buffers {
         let buffers = Buffers::new(self.receive.size().into(), size);
