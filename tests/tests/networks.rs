@@ -264,9 +264,12 @@ fn a_linux_guest_pings_the_host_and_streams_go_both_ways_unchanged() {
     guest.send("ping -c 2 -s 8000 10.9.0.1; echo mtu=$(cat /sys/class/net/eth0/mtu)\n");
     guest.wait_for("2 packets received");
     guest.wait_for("mtu=9000");
-    guest.send("nc 10.9.0.1 8000 < /dev/null > /tmp/data; nc 10.9.0.1 8000 < /tmp/data; poweroff\n");
+    guest.send("nc 10.9.0.1 8000 < /dev/null > /tmp/data; nc 10.9.0.1 8000 < /tmp/data\n");
+    // What is sent to the guest goes while somebody waits for it.
+    guest.wait_until("the stream back", |_| echo.is_finished());
     let back = echo.join().expect("the host has served");
     assert!(back == sent, "{} of {NOISE} bytes came back", back.len());
+    guest.send("poweroff\n");
     let ended = guest.wait().expect_status(0);
     assert_eq!(ended.messages(), "");
 }
