@@ -38,7 +38,7 @@ const LOADS: [Load; 5] = [
         depth: 1,
         pattern: "seq",
         count: 2000,
-        limit: 1.5,
+        limit: 1.2,
     },
     Load {
         what: "disk: 1 MiB written in sequence",
@@ -48,7 +48,7 @@ const LOADS: [Load; 5] = [
         depth: 1,
         pattern: "seq",
         count: 2000,
-        limit: 1.5,
+        limit: 1.2,
     },
     Load {
         what: "disk: 4 KiB read at random, depth 1",
@@ -58,7 +58,7 @@ const LOADS: [Load; 5] = [
         depth: 1,
         pattern: "random",
         count: 50_000,
-        limit: 8.0,
+        limit: 3.0,
     },
     Load {
         what: "disk: 4 KiB read at random, depth 32",
@@ -83,7 +83,7 @@ const LOADS: [Load; 5] = [
 ];
 /// Flushes with nothing to write, against fdatasync(2).
 const FLUSHES: u64 = 2_000;
-const FLUSH_LIMIT: f64 = 8.0;
+const FLUSH_LIMIT: f64 = 4.0;
 
 /// Measures each load, in posada and in fio by turns.
 pub fn measure(table: &mut Table) {
