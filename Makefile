@@ -79,7 +79,8 @@ fuzz: deps ## fuzz every target for FUZZ_SECONDS (60) each; what is found is kep
 	@cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
 	@cd tests/fuzz && for target in $$(cargo fuzz list --fuzz-dir libfuzzer); do \
 	  cargo fuzz run --fuzz-dir libfuzzer --sanitizer none $$target corpus/$$target -- \
-	    -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -rss_limit_mb=512 -timeout=10 || exit 1; \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -rss_limit_mb=512 -timeout=10 && \
+	  cargo fuzz cmin --fuzz-dir libfuzzer --sanitizer none $$target corpus/$$target -- -use_counters=0 || exit 1; \
 	done
 
 lint: deps ## check formatting and lints; warnings are errors
