@@ -263,6 +263,44 @@ impl Queue {
         let _ = self.ring.disable_notification(&self.memory);
     }
 
+    /// Serves at most `limit` chains: each is given back with as many bytes as `handle` says that it wrote. If there are more, it
+    /// rings, so that they come after everybody else on the thread.
+    ///
+    /// # Errors
+    /// As for [`pop`](Self::pop). What was served before is the driver's.
+    pub fn serve(
+        &mut self,
+        limit: usize,
+        chain: &mut Chain,
+        handle: impl FnMut(&Self, &Chain) -> u32,
+    ) -> Result<(), QueueError> {
+        self.clear_doorbell();
+        self.disable_doorbell();
+        let served = self.serve_available(limit, chain, handle);
+        self.signal();
+        served?;
+        if self.enable_doorbell() {
+            self.ring();
+        }
+        Ok(())
+    }
+
+    fn serve_available(
+        &mut self,
+        limit: usize,
+        chain: &mut Chain,
+        mut handle: impl FnMut(&Self, &Chain) -> u32,
+    ) -> Result<(), QueueError> {
+        for _ in 0..limit {
+            if !self.pop(chain)? {
+                break;
+            }
+            let written = handle(self, chain);
+            self.complete(chain.head(), written)?;
+        }
+        Ok(())
+    }
+
     /// What is needed to go on with the same queue later.
     pub fn state(&self) -> QueueState {
         self.ring.state()

@@ -8,7 +8,7 @@ use std::io;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
-use super::{Activation, Chain, Queue, QueueError, QueueState, VirtioDevice, Worker, forget, watch};
+use super::{Activation, Chain, Queue, QueueState, VirtioDevice, Worker, forget, watch};
 
 const QUEUE_SIZES: [u16; 1] = [64];
 /// Most bytes that one request gets. A driver asks again for more, and the thread serves others in between.
@@ -50,20 +50,6 @@ struct RngWorker {
     chain: Chain,
 }
 
-impl RngWorker {
-    /// Serves one queueful at most; what is left after it, after everybody else.
-    fn serve(&mut self) -> Result<(), QueueError> {
-        for _ in 0..self.queue.size() {
-            if !self.queue.pop(&mut self.chain)? {
-                return Ok(());
-            }
-            let written = fill(&self.chain);
-            self.queue.complete(self.chain.head(), written)?;
-        }
-        Ok(())
-    }
-}
-
 /// Fills what the driver wants filled, up to [`MAX_BYTES`]; returns how many bytes that were.
 fn fill(chain: &Chain) -> u32 {
     let mut filled = 0;
@@ -86,17 +72,11 @@ impl MutEventSubscriber for RngWorker {
     }
 
     fn process(&mut self, _events: Events, ops: &mut EventOps) {
-        self.queue.clear_doorbell();
-        self.queue.disable_doorbell();
-        let served = self.serve();
-        self.queue.signal();
-        match served {
-            Ok(()) if self.queue.enable_doorbell() => self.queue.ring(),
-            Ok(()) => {}
-            Err(error) => {
-                self.queue.interrupt().needs_reset(&error);
-                forget(ops, self.queue.doorbell());
-            }
+        let limit = self.queue.size().into();
+        let served = self.queue.serve(limit, &mut self.chain, |_, chain| fill(chain));
+        if let Err(error) = served {
+            self.queue.interrupt().needs_reset(&error);
+            forget(ops, self.queue.doorbell());
         }
     }
 }

@@ -174,20 +174,26 @@ struct BalloonWorker {
 impl BalloonWorker {
     fn handle(&mut self, token: u32) -> Result<(), QueueError> {
         match (token, &mut self.stats, &mut self.reporting) {
-            (token::INFLATE, ..) => serve(&mut self.inflate, &mut self.chain, |queue, chain| {
-                for outcome in [self.pages.read(chain), self.pages.release(queue.memory())] {
-                    if let Err((trouble, what)) = outcome {
-                        queue.interrupt().report(trouble, &what);
+            (token::INFLATE, ..) => self
+                .inflate
+                .serve(REQUESTS_A_TURN, &mut self.chain, |queue, chain| {
+                    for outcome in [self.pages.read(chain), self.pages.release(queue.memory())] {
+                        if let Err((trouble, what)) = outcome {
+                            queue.interrupt().report(trouble, &what);
+                        }
                     }
-                }
-            }),
+                    0
+                }),
             // The pages are the guest's again as soon as it touches them.
-            (token::DEFLATE, ..) => serve(&mut self.deflate, &mut self.chain, |_, _| {}),
-            (token::REPORTING, _, Some(queue)) => serve(queue, &mut self.chain, |queue, chain| {
-                if let Err(error) = release::release_buffers(chain) {
-                    queue.interrupt().report(Trouble::Host, &error);
-                }
-            }),
+            (token::DEFLATE, ..) => self.deflate.serve(REQUESTS_A_TURN, &mut self.chain, |_, _| 0),
+            (token::REPORTING, _, Some(queue)) => {
+                queue.serve(REQUESTS_A_TURN, &mut self.chain, |queue, chain| {
+                    if let Err(error) = release::release_buffers(chain) {
+                        queue.interrupt().report(Trouble::Host, &error);
+                    }
+                    0
+                })
+            }
             (token::STATS, Some(stats), _) => stats.receive(&mut self.chain),
             (token::STATS_TIMER, Some(stats), _) => stats.ask(),
             _ => Ok(()),
@@ -214,28 +220,6 @@ impl BalloonWorker {
             forget(ops, stats.timer());
         }
     }
-}
-
-/// Serves some requests of a queue, and rings for the others.
-fn serve(
-    queue: &mut Queue,
-    chain: &mut Chain,
-    mut handle: impl FnMut(&Queue, &Chain),
-) -> Result<(), QueueError> {
-    queue.clear_doorbell();
-    queue.disable_doorbell();
-    for _ in 0..REQUESTS_A_TURN {
-        if !queue.pop(chain)? {
-            break;
-        }
-        handle(queue, chain);
-        queue.complete(chain.head(), 0)?;
-    }
-    queue.signal();
-    if queue.enable_doorbell() {
-        queue.ring();
-    }
-    Ok(())
 }
 
 impl MutEventSubscriber for BalloonWorker {

@@ -10,12 +10,17 @@ use virtio_bindings::virtio_net::{
 
 use super::switch::Switch;
 use super::tap::Tap;
-use crate::virtio::{Chain, Queue, QueueError, QueueState, Trouble, Worker, forget, watch};
+use crate::virtio::{Chain, Queue, QueueState, Trouble, Worker, forget, watch};
 
 /// Serves the control queue.
 pub struct Control {
     queue: Queue,
     chain: Chain,
+    pairs: Pairs,
+}
+
+/// The queue pairs, on both sides.
+struct Pairs {
     tap: Arc<Tap>,
     /// Of the pairs that the driver has set up.
     switches: Vec<Arc<Switch>>,
@@ -26,32 +31,17 @@ impl Control {
         Self {
             chain: Chain::new(queue.size()),
             queue,
-            tap,
-            switches,
+            pairs: Pairs { tap, switches },
         }
     }
+}
 
-    fn serve(&mut self) -> Result<(), QueueError> {
-        for _ in 0..self.queue.size() {
-            if !self.queue.pop(&mut self.chain)? {
-                return Ok(());
-            }
-            let status = if self.obey() {
-                VIRTIO_NET_OK
-            } else {
-                VIRTIO_NET_ERR
-            };
-            let written = self.chain.write(0, &[status as u8]);
-            self.queue.complete(self.chain.head(), written.into())?;
-        }
-        Ok(())
-    }
-
+impl Pairs {
     /// A command is a class, a number, and here the count of pairs (§5.1.6.5.5).
-    fn obey(&self) -> bool {
+    fn obey(&self, queue: &Queue, chain: &Chain) -> bool {
         const COMMAND: [u8; 2] = [VIRTIO_NET_CTRL_MQ as u8, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET as u8];
         let mut command = [0; 4];
-        if !self.chain.read(0, &mut command) || command[..2] != COMMAND {
+        if !chain.read(0, &mut command) || command[..2] != COMMAND {
             return false;
         }
         let pairs = u16::from_le_bytes([command[2], command[3]]).into();
@@ -61,7 +51,7 @@ impl Control {
         let set = self.use_pairs(pairs);
         set.inspect_err(|error| {
             let what = format_args!("cannot turn the tap's queues on or off: {error}");
-            self.queue.interrupt().report(Trouble::Host, &what);
+            queue.interrupt().report(Trouble::Host, &what);
         })
         .is_ok()
     }
@@ -92,16 +82,18 @@ impl MutEventSubscriber for Control {
     }
 
     fn process(&mut self, _events: Events, ops: &mut EventOps) {
-        self.queue.clear_doorbell();
-        let served = self.serve();
-        self.queue.signal();
-        match served {
-            Ok(()) if self.queue.enable_doorbell() => self.queue.ring(),
-            Ok(()) => {}
-            Err(error) => {
-                self.queue.interrupt().needs_reset(&error);
-                forget(ops, self.queue.doorbell());
-            }
+        let limit = self.queue.size().into();
+        let served = self.queue.serve(limit, &mut self.chain, |queue, chain| {
+            let status = if self.pairs.obey(queue, chain) {
+                VIRTIO_NET_OK
+            } else {
+                VIRTIO_NET_ERR
+            };
+            chain.write(0, &[status as u8]).into()
+        });
+        if let Err(error) = served {
+            self.queue.interrupt().needs_reset(&error);
+            forget(ops, self.queue.doorbell());
         }
     }
 }
