@@ -24,16 +24,16 @@ impl Poll {
     /// Looks until `ready`, or until it does not pay any longer; returns whether it was ready. If not, the worker sleeps.
     #[inline]
     pub fn wait(&mut self, mut ready: impl FnMut() -> bool) -> bool {
+        if ready() {
+            return true;
+        }
         let start = Instant::now();
-        loop {
-            if ready() {
-                return true;
-            }
-            if start.elapsed() >= self.window {
-                break;
-            }
+        while start.elapsed() < self.window {
             for _ in 0..16 {
                 hint::spin_loop();
+            }
+            if ready() {
+                return true;
             }
         }
         self.idle_since = Some(start);

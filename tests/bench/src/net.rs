@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
+use posada_tests::network;
+
 use crate::bare::{self, BareGuest};
 use crate::table::{Table, median};
-use crate::tap::{self, ETHER_TYPE, HEADER, Packets, Tap};
+use crate::tap::{self, HEADER, Packets, Tap};
 
 const RUNS: usize = 5;
 const FRAMES: u64 = 300_000;
@@ -158,11 +160,9 @@ fn remark(table: &mut Table, what: &str, cpu: Vec<f64>) {
     ));
 }
 
-/// A broadcast frame of `length` bytes, `before` zeros in front of it.
+/// A frame of `length` bytes, `before` zeros in front of it.
 fn frame(before: usize, length: usize) -> Vec<u8> {
-    let mut frame = vec![0; before + length];
-    frame[before..before + 6].fill(0xff);
-    frame[before + 6..before + 12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
-    frame[before + 12..before + 14].copy_from_slice(&ETHER_TYPE.to_be_bytes());
+    let mut frame = vec![0; before];
+    frame.extend(network::frame(length));
     frame
 }

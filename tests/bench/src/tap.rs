@@ -8,12 +8,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
 use std::time::Duration;
 
+use posada_tests::network::EXPERIMENTAL;
+
 /// The tap's name.
 pub const NAME: &str = "bench0";
 /// `struct virtio_net_hdr_v1` (virtio 1.3 §5.1.6), which precedes each frame in the file.
 pub const HEADER: usize = 12;
-/// For experiments in a local network (IEEE 802): nothing else answers to it.
-pub const ETHER_TYPE: u16 = 0x88b5;
 
 /// Moves the calling thread, and what it starts, into a new network namespace with a tap in it.
 ///
@@ -78,13 +78,13 @@ impl Tap {
     }
 }
 
-/// A packet socket on the tap's interface, for frames of [`ETHER_TYPE`].
+/// A packet socket on the tap's interface, for frames of [`EXPERIMENTAL`].
 pub struct Packets(OwnedFd);
 
 impl Packets {
     /// Opens it.
     pub fn open() -> Self {
-        let protocol = libc::c_int::from(ETHER_TYPE.to_be());
+        let protocol = libc::c_int::from(EXPERIMENTAL.to_be());
         // SAFETY: it takes three integers and returns a new descriptor or -1.
         let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
         assert!(fd >= 0, "no packet socket: {}", io::Error::last_os_error());
@@ -111,7 +111,7 @@ impl Packets {
             )
         };
         address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = ETHER_TYPE.to_be();
+        address.sll_protocol = EXPERIMENTAL.to_be();
         address.sll_ifindex = index as i32;
         let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
         // SAFETY: the address lives through the call and is as long as is said.
