@@ -23,7 +23,7 @@ fn hostile(device: &str, more: &str, arguments: &[&str]) -> Guest {
 #[track_caller]
 fn survives_everything(device: &str, name: &str, arguments: &[&str]) {
     /// Fewer would be a table that is not all there.
-    const FEWEST: usize = 95;
+    const FEWEST: usize = 105;
     let ended = hostile(device, "", arguments).run().expect_status(0);
     let console = ended.console();
     let cases = console.matches(&format!("\n{device}: ")).count() + 1;
@@ -147,8 +147,10 @@ fn hundreds_of_misuses_of_a_socket_device_take_up_nothing() {
 }
 
 #[test]
-fn a_balloon_survives_whatever_its_driver_does() {
-    survives_everything("balloon", "balloon", &["--balloon", "free-page-reporting"]);
+fn a_balloon_survives_whatever_its_driver_does_with_any_queue() {
+    for device in ["balloon", "balloon-deflate", "balloon-reports"] {
+        survives_everything(device, "balloon", &["--balloon", "free-page-reporting"]);
+    }
 }
 
 #[test]
@@ -159,14 +161,29 @@ fn a_thousand_misuses_of_a_balloon_take_up_nothing() {
 /// The host's end of a network, in a namespace of the test's own; the guest asks for its address.
 fn make_network() {
     network::isolate();
-    network::make_tap("t0");
+    network::ip("tuntap add t0 mode tap multi_queue");
+    network::ip("link set t0 up");
     network::ip("addr add 192.0.2.1/24 dev t0");
 }
 
 #[test]
 fn a_network_survives_whatever_its_driver_does() {
     make_network();
-    survives_everything("net", "network 't0'", &["--net", "tap=t0"]);
+    for tap in ["tap=t0", "tap=t0,queues=2"] {
+        survives_everything("net", "network 't0'", &["--net", tap]);
+    }
+}
+
+#[test]
+fn a_network_of_two_queue_pairs_survives_whatever_its_driver_commands() {
+    make_network();
+    survives_everything("net-control", "network 't0'", &["--net", "tap=t0,queues=2"]);
+}
+
+#[test]
+fn hundreds_of_misuses_of_a_control_queue_take_up_nothing() {
+    make_network();
+    takes_up_no_more("net-control", 5, &["--net", "tap=t0,queues=2"]);
 }
 
 #[test]

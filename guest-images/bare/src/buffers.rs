@@ -45,11 +45,6 @@ impl Buffers {
         unsafe { self.at(piece, byte).cast::<T>().write_volatile(value) }
     }
 
-    /// How many pieces there are.
-    pub fn count(&self) -> usize {
-        self.count
-    }
-
     /// The start of a piece.
     pub fn start(&self, piece: usize) -> *mut u8 {
         self.at(piece, 0)

@@ -2,14 +2,17 @@
 //! after a reset, and that the devices beside it do not notice.
 
 mod balloon;
+mod beside;
 mod block;
 mod chains;
+mod control;
 mod entropy;
 mod live;
 mod negotiation;
 mod network;
 mod placement;
 mod random;
+mod receive;
 mod registers;
 mod requests;
 mod rings;
@@ -34,13 +37,14 @@ struct Case {
 }
 
 /// What all devices get; then come those of the device's own.
-const CASES: [&[Case]; 7] = [
+const CASES: [&[Case]; 8] = [
     &negotiation::CASES,
     &registers::CASES,
     &placement::CASES,
     &rings::CASES,
     &chains::CASES,
     &requests::CASES,
+    &beside::CASES,
     &random::CASES,
 ];
 
@@ -85,7 +89,9 @@ fn find(arguments: &Arguments<'_>, name: &str) -> Outcome<(Victim, Vec<Victim>)>
     let mut known = Vec::new();
     for registers in device::all(arguments)? {
         let id = registers.read(offset::DEVICE_ID);
-        if let Some(kind) = victim::KINDS.iter().find(|kind| kind.id == id) {
+        let mut kinds = victim::KINDS.iter().filter(|kind| kind.id == id);
+        let named = kinds.clone().find(|kind| kind.name == name);
+        if let Some(kind) = named.or_else(|| kinds.next()) {
             known.push(Victim::new(registers, kind));
         }
     }

@@ -4,7 +4,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::Case;
-use super::live::{Live, linked};
+use super::live::{Live, linked, stands};
 use super::victim::{Kind, Victim, must};
 use crate::device::kind;
 use crate::failure::Outcome;
@@ -106,10 +106,8 @@ const CASES: [Case; 17] = [
     Case {
         name: "disk-write-from-a-buffer-to-write",
         deed: |victim| {
-            let mut live = Live::start(victim)?;
             let at = Request::write(victim, 0, OUT, 0);
-            live.submit(0, &at.chain(vec![at.data(SECTOR)]));
-            live.wait_for_either(0).map(drop)
+            stands(victim, &at.chain(vec![at.data(SECTOR)]))
         },
     },
     Case {
@@ -141,11 +139,9 @@ const CASES: [Case; 17] = [
     Case {
         name: "disk-no-room-for-a-status",
         deed: |victim| {
-            let mut live = Live::start(victim)?;
             let at = Request::write(victim, 0, OUT, 0);
             let header = Descriptor::read(at.header, HEADER_BYTES);
-            live.submit(0, &linked(0, vec![header, at.source(SECTOR)]));
-            live.wait_for_either(0).map(drop)
+            stands(victim, &linked(0, vec![header, at.source(SECTOR)]))
         },
     },
     Case {
@@ -165,10 +161,8 @@ const CASES: [Case; 17] = [
     Case {
         name: "disk-flush-with-data-and-a-sector",
         deed: |victim| {
-            let mut live = Live::start(victim)?;
             let at = Request::write(victim, 0, FLUSH, u64::MAX);
-            live.submit(0, &at.chain(vec![at.source(SECTOR)]));
-            live.wait_for_either(0).map(drop)
+            stands(victim, &at.chain(vec![at.source(SECTOR)]))
         },
     },
     Case {

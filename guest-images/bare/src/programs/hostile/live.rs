@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::vec::Vec;
+use core::hint::spin_loop;
 
 use super::victim::{CHAIN, QUEUE_SIZE, SLOTS, Victim, eventually, must};
 use crate::device::{Device, feature};
@@ -44,13 +45,13 @@ impl<'a> Live<'a> {
     }
 
     fn set_up(victim: &'a Victim, features: u64) -> Outcome<Self> {
-        let device = Device::negotiate(victim.registers, features | victim.kind.features)?;
+        let wanted = features | victim.kind.features;
+        let device = Device::negotiate_again(victim.registers, victim.offered, wanted)?;
         let event_idx = device.has(feature::EVENT_IDX);
-        let queues = (0..victim.queues()).map(|index| {
+        let queues = (0..).zip(&victim.largest).map(|(index, largest)| {
             victim.rings.fill(index.into(), 0);
             // Those that are not misused may be shorter.
-            let max = victim.registers.queue_size_max(index);
-            let size = QUEUE_SIZE.min(max as u16);
+            let size = QUEUE_SIZE.min(*largest as u16);
             // SAFETY: the piece is large enough, and the device has been reset, so that nobody uses it.
             unsafe {
                 let parts = Parts::at(victim.rings.start(index.into()), size);
@@ -82,7 +83,12 @@ impl<'a> Live<'a> {
 
     /// Writes descriptors as they are given, from `first` on, and makes them available as one chain.
     pub fn submit(&mut self, first: u16, chain: &[Descriptor]) {
-        let queue = self.queue();
+        self.submit_to(self.victim.kind.queue, first, chain);
+    }
+
+    /// The same in any queue.
+    pub fn submit_to(&mut self, queue: u16, first: u16, chain: &[Descriptor]) {
+        let queue = &mut self.queues[usize::from(queue)];
         for (index, descriptor) in (first..).zip(chain) {
             queue.describe(index, *descriptor);
         }
@@ -111,16 +117,21 @@ impl<'a> Live<'a> {
 
     /// The chain with this head must come back. Others that come before it were of no interest.
     pub fn wait_for(&mut self, head: u16) -> Outcome<Used> {
+        /// A read of a register costs what a request does: it is not to keep a device from its work.
+        const LOOKS: u32 = 1000;
         let mut found = None;
         let victim = self.victim;
         let queue = self.queue();
         let gave_up = format!("the chain {head} does not come back");
         eventually(&gave_up, || {
-            while let Some(used) = queue.take() {
-                if used.head == u32::from(head) {
-                    found = Some(used);
-                    return true;
+            for _ in 0..LOOKS {
+                while let Some(used) = queue.take() {
+                    if used.head == u32::from(head) {
+                        found = Some(used);
+                        return true;
+                    }
                 }
+                spin_loop();
             }
             victim.status() & status::NEEDS_RESET != 0
         })?;
@@ -145,6 +156,13 @@ impl<'a> Live<'a> {
             }
         }
     }
+}
+
+/// Offers a chain to a device that has just been started. It may come back, or the device may need a reset.
+pub fn stands(victim: &Victim, chain: &[Descriptor]) -> Outcome {
+    let mut live = Live::start(victim)?;
+    live.submit(0, chain);
+    live.wait_for_either(0).map(drop)
 }
 
 /// A chain of these, which are the descriptors from `first` on.

@@ -4,17 +4,17 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::Case;
-use super::live::{Live, linked};
+use super::live::{Live, linked, stands};
+use super::receive::{self, prepare};
 use super::victim::{Kind, PIECE, SPARE, Victim, eventually, must};
 use crate::device::kind;
 use crate::failure::Outcome;
 use crate::queue::{Descriptor, Used};
 
-/// The queues of the first pair (virtio 1.3 §5.1.2).
-const RECEIVE: usize = 0;
+/// The queue to send by, of the first pair (virtio 1.3 §5.1.2).
 const TRANSMIT: u16 = 1;
 /// VIRTIO_NET_F_CSUM, _HOST_TSO4 and _CTRL_VQ (virtio 1.3 §5.1.3): so that headers may ask for something, and commands be sent.
-const FEATURES: u64 = 1 | 1 << 11 | 1 << 17;
+pub const FEATURES: u64 = 1 | 1 << 11 | 1 << 17;
 /// Bytes of `virtio_net_hdr_v1` (virtio 1.3 §5.1.6), and of an ARP frame as Ethernet pads it.
 const HEADER: usize = 12;
 const FRAME: usize = 60;
@@ -39,31 +39,23 @@ const CASES: [Case; 7] = [
     Case {
         name: "net-frame-without-a-whole-header",
         deed: |victim| {
+            request(victim, 0);
             for bytes in [1, HEADER as u32 - 1, HEADER as u32, HEADER as u32 + 13] {
-                let mut live = Live::start(victim)?;
-                request(victim, 0);
-                live.submit(0, &[Descriptor::read(victim.piece(0), bytes)]);
-                live.wait_for_either(0)?;
+                stands(victim, &[Descriptor::read(victim.piece(0), bytes)])?;
             }
             Ok(())
         },
     },
     Case {
         name: "net-frame-that-is-to-be-written",
-        deed: |victim| {
-            let mut live = Live::start(victim)?;
-            live.submit(0, &[Descriptor::write(victim.piece(0), ALL)]);
-            live.wait_for_either(0).map(drop)
-        },
+        deed: |victim| stands(victim, &[Descriptor::write(victim.piece(0), ALL)]),
     },
     Case {
         name: "net-frame-of-more-than-64-kib",
         deed: |victim| {
-            let mut live = Live::start(victim)?;
-            let chain = vec![Descriptor::read(victim.piece(0), PIECE as u32); 24];
             request(victim, 0);
-            live.submit(0, &linked(0, chain));
-            live.wait_for_either(0).map(drop)
+            let chain = vec![Descriptor::read(victim.piece(0), PIECE as u32); 24];
+            stands(victim, &linked(0, chain))
         },
     },
     Case {
@@ -95,33 +87,26 @@ const CASES: [Case; 7] = [
         name: "net-receive-buffers-that-are-too-small",
         deed: |victim| {
             for bytes in [1, HEADER as u32 - 1, HEADER as u32, HEADER as u32 + 1] {
-                receive_in(victim, |at| vec![Descriptor::write(at, bytes)])?;
+                receive_in(victim, Descriptor::write(victim.piece(SPARE[0]), bytes))?;
             }
             Ok(())
         },
     },
     Case {
         name: "net-receive-buffers-that-are-to-be-read",
-        deed: |victim| receive_in(victim, |at| vec![Descriptor::read(at, PIECE as u32)]),
+        deed: |victim| receive_in(victim, Descriptor::read(victim.piece(SPARE[0]), PIECE as u32)),
     },
     Case {
         name: "net-receive-buffers-of-no-memory",
-        deed: |victim| receive_in(victim, |_| vec![Descriptor::write(1 << 60, PIECE as u32)]),
+        deed: |victim| receive_in(victim, Descriptor::write(1 << 60, PIECE as u32)),
     },
 ];
 
 /// Has the host answer when there are only such buffers. What the device does is its own business.
-fn receive_in(victim: &Victim, chain: impl Fn(u64) -> Vec<Descriptor>) -> Outcome {
+fn receive_in(victim: &Victim, buffer: Descriptor) -> Outcome {
     let mut live = Live::prepare_bare(victim)?;
     live.let_work();
-    let receive = &mut live.queues[RECEIVE];
-    for (index, descriptor) in (0..).zip(linked(0, chain(victim.piece(SPARE[0])))) {
-        receive.describe(index, descriptor);
-    }
-    for _ in 0..4 {
-        receive.offer(0);
-    }
-    receive.publish();
+    receive::offer_bad(&mut live, 4, buffer);
     for slot in 0..4 {
         live.ask(slot);
     }
@@ -136,16 +121,6 @@ fn write_offload(victim: &Victim, piece: usize, offload: Offload) {
     for (at, word) in [(2, header), (4, segment), (6, start), (8, offset)] {
         victim.data.write(piece, at, word);
     }
-}
-
-/// Two buffers to receive in.
-fn prepare(live: &mut Live<'_>) {
-    for (index, piece) in (0..).zip(SPARE) {
-        let receive = &mut live.queues[RECEIVE];
-        receive.describe(index, Descriptor::write(live.victim.piece(piece), PIECE as u32));
-        receive.offer(index);
-    }
-    live.queues[RECEIVE].publish();
 }
 
 /// The addresses of the host's end and of ours (RFC 5737, TEST-NET-1).
@@ -178,14 +153,11 @@ fn request(victim: &Victim, piece: usize) -> Vec<Descriptor> {
 fn check(live: &mut Live<'_>, _piece: usize, _used: Used) -> Outcome {
     let mut answered = false;
     eventually("the host does not answer", || {
-        while let Some(used) = live.queues[RECEIVE].take() {
-            let from = SPARE[used.head as usize % SPARE.len()];
+        receive::take_all(live, |live, from| {
             let protocol: [u8; 2] = live.victim.data.read(from, PROTOCOL);
             let sender: [u8; 4] = live.victim.data.read(from, SENDER);
             answered |= protocol == ARP && sender == HOST;
-            live.queues[RECEIVE].offer(used.head as u16);
-            live.queues[RECEIVE].publish();
-        }
+        });
         answered || !live.runs()
     })?;
     must(answered, "the device needs a reset, and did not have to")

@@ -11,12 +11,12 @@ use crate::registers::offset;
 
 /// What a driver tells of a queue.
 #[derive(Clone, Copy)]
-struct Placement {
-    size: u32,
-    descriptors: u64,
-    driver: u64,
-    device: u64,
-    ready: u32,
+pub struct Placement {
+    pub size: u32,
+    pub descriptors: u64,
+    pub driver: u64,
+    pub device: u64,
+    pub ready: u32,
 }
 
 /// All of them.
@@ -32,7 +32,7 @@ pub const CASES: [Case; 21] = [
     Case {
         name: "queue-larger-than-the-device-allows",
         deed: |victim| {
-            let max = victim.registers.queue_size_max(victim.kind.queue);
+            let max = victim.largest[usize::from(victim.kind.queue)];
             fails(victim, |queue| queue.size = 2 * max)
         },
     },
@@ -180,11 +180,20 @@ fn fails(victim: &Victim, change: impl FnOnce(&mut Placement)) -> Outcome {
 }
 
 fn start_with(victim: &Victim, change: impl FnOnce(&mut Placement)) -> Outcome<Live<'_>> {
+    start_with_queue(victim, victim.kind.queue, change)
+}
+
+/// The same with any queue.
+pub fn start_with_queue(
+    victim: &Victim,
+    queue: u16,
+    change: impl FnOnce(&mut Placement),
+) -> Outcome<Live<'_>> {
     let live = Live::prepare(victim, 0)?;
-    let (registers, queue) = (&victim.registers, victim.kind.queue);
+    let registers = &victim.registers;
     let parts = live.queues[usize::from(queue)].parts();
     let mut placement = Placement {
-        size: QUEUE_SIZE.into(),
+        size: live.queues[usize::from(queue)].size().into(),
         descriptors: parts.descriptors.addr() as u64,
         driver: parts.available.addr() as u64,
         device: parts.used.addr() as u64,

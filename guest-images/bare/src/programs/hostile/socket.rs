@@ -4,16 +4,18 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::Case;
-use super::live::{Live, linked};
+use super::live::{Live, linked, stands};
+use super::receive::{self, prepare};
 use super::victim::{Kind, PIECE, QUEUE_SIZE, SPARE, Victim, eventually, must};
 use crate::device::kind;
 use crate::failure::{Failure, Outcome};
+use crate::pool;
 use crate::queue::{Descriptor, Used};
 use crate::registers::offset;
 
-/// The queues (virtio 1.3 §5.10.2).
-const RECEIVE: usize = 0;
+/// The queues beside that to receive from (virtio 1.3 §5.10.2).
 const TRANSMIT: u16 = 1;
+const EVENT: u16 = 2;
 
 /// VIRTIO_VSOCK_F_STREAM (virtio 1.3 §5.10.3).
 const STREAMS: u64 = 1 << 0;
@@ -49,7 +51,7 @@ pub const KIND: Kind = Kind {
     cases: &CASES,
 };
 
-const CASES: [Case; 10] = [
+const CASES: [Case; 11] = [
     Case {
         name: "vsock-more-than-there-is-credit-for",
         deed: overrun,
@@ -61,22 +63,16 @@ const CASES: [Case; 10] = [
     Case {
         name: "vsock-header-too-short",
         deed: |victim| {
+            Packet::default().write(victim, 0);
             for bytes in [1, HEADER - 1] {
-                let mut live = Live::start(victim)?;
-                Packet::default().write(victim, 0);
-                live.submit(0, &[Descriptor::read(victim.piece(0), bytes)]);
-                live.wait_for_either(0)?;
+                stands(victim, &[Descriptor::read(victim.piece(0), bytes)])?;
             }
             Ok(())
         },
     },
     Case {
         name: "vsock-header-to-be-written",
-        deed: |victim| {
-            let mut live = Live::start(victim)?;
-            live.submit(0, &[Descriptor::write(victim.piece(0), HEADER)]);
-            live.wait_for_either(0).map(drop)
-        },
+        deed: |victim| stands(victim, &[Descriptor::write(victim.piece(0), HEADER)]),
     },
     Case {
         name: "vsock-length-that-lies",
@@ -201,13 +197,35 @@ const CASES: [Case; 10] = [
                 Descriptor::write(victim.piece(SPARE[0]), HEADER),
                 Descriptor::read(victim.piece(SPARE[0]), PIECE as u32),
             ] {
-                let receive = &mut live.queues[RECEIVE];
-                receive.describe(0, buffer);
-                receive.offer(0);
-                receive.publish();
+                receive::offer_bad(&mut live, 1, buffer);
                 live.let_happen();
             }
             Ok(())
+        },
+    },
+    Case {
+        name: "vsock-buffers-for-events-of-nonsense",
+        deed: |victim| {
+            // The one event there is (virtio 1.3 §5.10.6.7) is for guests that have moved: no buffer is looked at.
+            let mut live = Live::start(victim)?;
+            for buffer in [
+                Descriptor::write(victim.piece(0), 1),
+                Descriptor::write(victim.piece(0), 0),
+                Descriptor::read(victim.piece(0), PIECE as u32),
+                Descriptor::write(pool::ram_end(), u32::MAX),
+                Descriptor::write(victim.piece(0), 8).to(0),
+                Descriptor::indirect(victim.piece(0), 7),
+            ] {
+                live.submit_to(EVENT, 0, &[buffer]);
+                live.queues[usize::from(EVENT)].kick();
+                live.must_serve()?;
+            }
+            for entries in [1, QUEUE_SIZE, u16::MAX] {
+                live.queues[usize::from(EVENT)].jump(entries);
+                live.must_serve()?;
+            }
+            let event = live.queues[usize::from(EVENT)].take();
+            must(event.is_none(), "there is an event that is none")
         },
     },
 ];
@@ -280,16 +298,6 @@ fn send(victim: &Victim, packet: Packet) -> Outcome {
     Ok(())
 }
 
-/// Two buffers to receive in.
-fn prepare(live: &mut Live<'_>) {
-    for (index, piece) in (0..).zip(SPARE) {
-        let receive = &mut live.queues[RECEIVE];
-        receive.describe(index, Descriptor::write(live.victim.piece(piece), PIECE as u32));
-        receive.offer(index);
-    }
-    live.queues[RECEIVE].publish();
-}
-
 fn port(piece: usize) -> u32 {
     FROM + 1 + piece as u32
 }
@@ -323,14 +331,11 @@ fn answer(live: &mut Live<'_>, port: u32) -> Outcome<u16> {
     answer.ok_or_else(|| Failure::new("the device needs a reset, and did not have to"))
 }
 
-/// Takes what has come, and gives the buffers back.
+/// Takes what has come: the ports that it is for, and operations.
 fn take_packets(live: &mut Live<'_>, mut packet: impl FnMut(u32, u16)) {
-    while let Some(used) = live.queues[RECEIVE].take() {
-        let from = SPARE[used.head as usize % SPARE.len()];
+    receive::take_all(live, |live, from| {
         packet(live.victim.data.read(from, 20), live.victim.data.read(from, 30));
-        live.queues[RECEIVE].offer(used.head as u16);
-        live.queues[RECEIVE].publish();
-    }
+    });
 }
 
 /// A packet to the program that listens on the host, which a test has started.

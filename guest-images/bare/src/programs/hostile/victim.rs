@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::live::Live;
-use super::{Case, balloon, block, entropy, network, socket};
+use super::{Case, balloon, block, control, entropy, network, socket};
 use crate::buffers::Buffers;
 use crate::clock;
 use crate::failure::{Failure, Outcome};
@@ -27,7 +27,7 @@ const _: () = assert!(SplitQueue::bytes(QUEUE_SIZE) <= PIECE);
 
 /// A kind of device, and how it is used properly.
 pub struct Kind {
-    /// Its name for the command line.
+    /// Its name for the command line. There can be several for a device, each with another queue that is misused.
     pub name: &'static str,
     /// Its number (virtio 1.3 §5).
     pub id: u32,
@@ -45,13 +45,16 @@ pub struct Kind {
     pub cases: &'static [Case],
 }
 
-/// All of them.
-pub const KINDS: [&Kind; 5] = [
+/// All of them; those that stand for a device beside the victim come before others of the same device.
+pub const KINDS: [&Kind; 8] = [
     &entropy::KIND,
     &block::KIND,
     &network::KIND,
+    &control::KIND,
     &socket::KIND,
-    &balloon::KIND,
+    &balloon::INFLATED,
+    &balloon::DEFLATED,
+    &balloon::REPORTED,
 ];
 
 /// A device.
@@ -64,23 +67,30 @@ pub struct Victim {
     pub data: Buffers,
     /// A piece for each queue.
     pub rings: Buffers,
+    /// The features that it offers.
+    pub offered: u64,
+    /// The largest size of each queue.
+    pub largest: Vec<u32>,
 }
 
 impl Victim {
     /// A device that has not been started.
     pub fn new(registers: Registers, kind: &'static Kind) -> Self {
-        let queues = (0..).take_while(|queue| registers.queue_size_max(*queue) != 0);
+        let largest = (0..).map(|queue| registers.queue_size_max(queue));
+        let largest: Vec<_> = largest.take_while(|size| *size != 0).collect();
         Self {
             registers,
             kind,
             data: Buffers::new(PIECES, PIECE),
-            rings: Buffers::new(queues.count(), PIECE),
+            rings: Buffers::new(largest.len(), PIECE),
+            offered: registers.features(),
+            largest,
         }
     }
 
     /// How many queues it has.
     pub fn queues(&self) -> u16 {
-        self.rings.count() as u16
+        self.largest.len() as u16
     }
 
     /// The address of the data's piece.
