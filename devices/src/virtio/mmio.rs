@@ -3,7 +3,7 @@
 //! What a driver does out of order or out of range is ignored as far as the specification lets it be, and else
 //! ends in DEVICE_NEEDS_RESET; either way the log has a line about it once in the device's life.
 
-mod registers;
+pub(super) mod registers;
 mod signals;
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,8 @@
 //!
 //! It does what it is told, however wrong that is, since devices have to stand drivers that do.
 
+mod driver;
+
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +18,8 @@ use super::{
     Activation, GuestMemory, Interrupt, IoThreads, Queue, QueueError, QueueParts, QueueState, Trouble,
     VirtioDevice, Worker, WorkerId,
 };
+
+pub use driver::{ACKNOWLEDGE, DRIVER, Driver, RUNNING};
 
 /// Another descriptor follows (§2.7.5).
 pub const NEXT: u16 = 1;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Unstructured};
 use devices::BusDevice;
-use devices::virtio::testing::{Buffer, DriverQueue, Line, Turns, memory};
-use devices::virtio::{GuestMemory, MmioTransport, VirtioDevice};
+use devices::virtio::testing::{Buffer, Driver, DriverQueue};
+use devices::virtio::{GuestMemory, MMIO_SIZE, VirtioDevice};
 use vm_memory::{Bytes, GuestAddress};
 
 const MEMORY: usize = 0x2_0000;
@@ -71,6 +71,12 @@ enum Header {
         operation: u8,
         sector: u8,
     },
+    /// `virtio_net_ctrl` with the data of the one command that there is (§5.1.6.5).
+    Control {
+        class: u8,
+        number: u8,
+        pairs: u8,
+    },
     /// `virtio_vsock_hdr` (§5.10.6), with the CIDs of guest and host.
     Vsock {
         ports: [u8; 2],
@@ -92,6 +98,7 @@ impl Header {
                 bytes.extend(u64::from(sector).to_le_bytes());
                 bytes
             }
+            Self::Control { class, number, pairs } => vec![class, number, pairs, 0],
             Self::Vsock {
                 ports: [from, to],
                 len,
@@ -120,23 +127,17 @@ impl Header {
 const HEADERS: u64 = QUEUES - 0x1000;
 
 struct Guest {
-    transport: MmioTransport,
-    turns: Arc<Turns>,
-    memory: GuestMemory,
+    driver: Driver,
     queues: Vec<DriverQueue>,
 }
 
 /// Lets the guest that `data` describes at `device`.
 pub fn drive(device: Arc<dyn VirtioDevice>, data: &[u8]) {
-    let (memory, turns) = (memory(MEMORY), Arc::new(Turns::new()));
     let queue_count = device.queue_sizes().len();
-    let line = Line::new();
-    let transport = MmioTransport::new(device, turns.clone(), memory.clone(), line.device_side());
+    let driver = Driver::new(device, MEMORY);
     let mut guest = Guest {
-        transport: transport.expect("the host has descriptors"),
-        turns,
-        queues: lay_out(&memory, queue_count),
-        memory,
+        queues: lay_out(&driver.memory, queue_count),
+        driver,
     };
     let mut input = Unstructured::new(data);
     for _ in 0..MAX_STEPS {
@@ -145,25 +146,10 @@ pub fn drive(device: Arc<dyn VirtioDevice>, data: &[u8]) {
             _ => break,
         }
     }
-    guest.turns.run();
-    guest.write32(STATUS, 0);
-    assert_eq!(guest.read32(STATUS), 0, "every device can be reset at any time");
+    guest.driver.turns.run();
+    guest.driver.reset();
+    assert_eq!(guest.driver.status(), 0, "every device can be reset at any time");
 }
-
-// Registers (virtio 1.3 §4.2.2).
-const DEVICE_FEATURES: u64 = 0x10;
-const DEVICE_FEATURES_SEL: u64 = 0x14;
-const DRIVER_FEATURES: u64 = 0x20;
-const DRIVER_FEATURES_SEL: u64 = 0x24;
-const QUEUE_SEL: u64 = 0x30;
-const QUEUE_SIZE: u64 = 0x38;
-const QUEUE_READY: u64 = 0x44;
-const QUEUE_NOTIFY: u64 = 0x50;
-const STATUS: u64 = 0x70;
-const QUEUE_DESC: u64 = 0x80;
-const QUEUE_DRIVER: u64 = 0x90;
-const QUEUE_DEVICE: u64 = 0xa0;
-const REGISTERS_END: u64 = 0x1000;
 
 fn lay_out(memory: &GuestMemory, count: usize) -> Vec<DriverQueue> {
     let queue = |n| DriverQueue::new(memory, QUEUES + n as u64 * DriverQueue::bytes(SIZE), SIZE);
@@ -173,18 +159,19 @@ fn lay_out(memory: &GuestMemory, count: usize) -> Vec<DriverQueue> {
 impl Guest {
     fn step(&mut self, step: Step) {
         match step {
-            Step::Register { word, value } => self.write32(u64::from(word) * 4, value),
+            Step::Register { word, value } => self.driver.write(u64::from(word) * 4, value),
             Step::Read { offset, width } => {
                 let (offset, width) = access(offset, width);
-                self.transport.read(offset, &mut [0; 8][..width]);
+                self.driver.transport.read(offset, &mut [0; 8][..width]);
             }
             Step::Write { offset, data, width } => {
                 let (offset, width) = access(offset, width);
-                let _ = self.transport.write(offset, &data[..width]);
+                let _ = self.driver.transport.write(offset, &data[..width]);
             }
             Step::Start { without } => self.start(without),
             Step::Memory { address, data } => {
-                self.memory
+                self.driver
+                    .memory
                     .write_slice(&data, GuestAddress(address.into()))
                     .expect("it is in memory");
             }
@@ -194,7 +181,8 @@ impl Guest {
                 buffers,
             } => {
                 let header = header.bytes();
-                self.memory
+                self.driver
+                    .memory
                     .write_slice(&header, GuestAddress(HEADERS))
                     .expect("it is in memory");
                 self.chain(queue, Some(header.len() as u32), &buffers);
@@ -223,8 +211,7 @@ impl Guest {
                 }
             }
             Step::Ring { queue } => {
-                self.write32(QUEUE_NOTIFY, queue.into());
-                self.turns.run();
+                self.driver.ring(queue.into());
             }
         }
     }
@@ -254,45 +241,22 @@ impl Guest {
 
     /// §3.1.1, after a reset, on fresh queues.
     fn start(&mut self, without: u64) {
-        self.write32(STATUS, 0);
-        self.memory
+        self.driver.reset();
+        self.driver
+            .memory
             .write_slice(&[0; MEMORY - QUEUES as usize], GuestAddress(QUEUES))
             .expect("it is in memory");
-        self.queues = lay_out(&self.memory, self.queues.len());
-        self.write32(STATUS, 1);
-        self.write32(STATUS, 1 | 2);
-        for half in [0, 1] {
-            self.write32(DEVICE_FEATURES_SEL, half);
-            self.write32(DRIVER_FEATURES_SEL, half);
-            let features = self.read32(DEVICE_FEATURES);
-            self.write32(DRIVER_FEATURES, features & !((without >> (32 * half)) as u32));
+        self.queues = lay_out(&self.driver.memory, self.queues.len());
+        self.driver.negotiate(self.driver.offered() & !without);
+        for (index, queue) in (0..).zip(&self.queues) {
+            self.driver.set_queue(index, &queue.state());
         }
-        self.write32(STATUS, 1 | 2 | 8);
-        for index in 0..self.queues.len() {
-            let state = self.queues[index].state();
-            self.write32(QUEUE_SEL, index as u32);
-            self.write32(QUEUE_SIZE, state.size.into());
-            self.write32(QUEUE_DESC, state.desc_table as u32);
-            self.write32(QUEUE_DRIVER, state.avail_ring as u32);
-            self.write32(QUEUE_DEVICE, state.used_ring as u32);
-            self.write32(QUEUE_READY, 1);
-        }
-        self.write32(STATUS, 1 | 2 | 8 | 4);
-    }
-
-    fn read32(&self, offset: u64) -> u32 {
-        let mut data = [0; 4];
-        self.transport.read(offset, &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    fn write32(&self, offset: u64, value: u32) {
-        let _ = self.transport.write(offset, &value.to_le_bytes());
+        self.driver.let_work();
     }
 }
 
 /// An access within the device's page, of 1 to 8 bytes.
 fn access(offset: u16, width: u8) -> (u64, usize) {
     let width = usize::from(width % 8) + 1;
-    (u64::from(offset) % (REGISTERS_END - 8), width)
+    (u64::from(offset) % (MMIO_SIZE - 8), width)
 }

@@ -35,7 +35,11 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         name: "net",
-        run: net::drive,
+        run: net::drive_stream,
+    },
+    Target {
+        name: "net-pairs",
+        run: net::drive_pairs,
     },
     Target {
         name: "vsock",

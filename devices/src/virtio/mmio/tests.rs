@@ -6,106 +6,40 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::virtio::rng::Rng;
-use crate::virtio::testing::{Buffer, DriverQueue, Line, Turns, memory};
+use crate::virtio::testing::{ACKNOWLEDGE, Buffer, DRIVER, Driver, DriverQueue, RUNNING, memory};
 
 const MEMORY: usize = 0x1_0000;
 const QUEUE: u64 = 0x1000;
 const DATA: u64 = 0x8000;
 const SIZE: u16 = 8;
-const ACKNOWLEDGE: u32 = 1;
-const DRIVER: u32 = 2;
-/// Status after all steps of §3.1.1.
-const RUNNING: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
 use reg::{DEVICE_NEEDS_RESET, DRIVER_OK, FEATURES_OK};
 
-struct Machine {
-    transport: MmioTransport,
-    memory: GuestMemory,
-    turns: Arc<Turns>,
-    line: Line,
+fn machine(device: Arc<dyn VirtioDevice>) -> Driver {
+    Driver::new(device, MEMORY)
 }
 
-fn machine(device: Arc<dyn VirtioDevice>) -> Machine {
-    let line = Line::new();
-    let (memory, turns) = (memory(MEMORY), Arc::new(Turns::new()));
-    let transport = MmioTransport::new(device, turns.clone(), memory.clone(), line.device_side()).unwrap();
-    Machine {
-        transport,
-        memory,
-        turns,
-        line,
-    }
-}
-
-impl Machine {
-    fn read(&self, offset: u64) -> u32 {
-        let mut data = [0xee; 4];
-        self.transport.read(offset, &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    fn write(&self, offset: u64, value: u32) {
-        assert!(self.transport.write(offset, &value.to_le_bytes()).is_continue());
-    }
-
-    fn status(&self) -> u32 {
-        self.read(reg::STATUS)
-    }
-
-    /// §3.1.1 up to step 6, with these features.
-    fn negotiate(&self, features: u64) {
-        self.write(reg::STATUS, ACKNOWLEDGE);
-        self.write(reg::STATUS, ACKNOWLEDGE | DRIVER);
-        for half in [0, 1] {
-            self.write(reg::DRIVER_FEATURES_SEL, half);
-            self.write(reg::DRIVER_FEATURES, (features >> (32 * half)) as u32);
-        }
-        self.write(reg::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
-    }
-
-    fn set_queue(&self, index: u32, state: &QueueState) {
-        self.write(reg::QUEUE_SEL, index);
-        self.write(reg::QUEUE_SIZE, state.size.into());
-        for (low, address) in [
-            (reg::QUEUE_DESC_LOW, state.desc_table),
-            (reg::QUEUE_DRIVER_LOW, state.avail_ring),
-            (reg::QUEUE_DEVICE_LOW, state.used_ring),
-        ] {
-            self.write(low, address as u32);
-            self.write(low + 4, (address >> 32) as u32);
-        }
-        self.write(reg::QUEUE_READY, 1);
-    }
-
-    /// Starts the device with one queue; returns the driver's side of it.
-    fn start(&self) -> DriverQueue {
-        self.negotiate(1 << VIRTIO_F_VERSION_1);
-        let queue = DriverQueue::new(&self.memory, QUEUE, SIZE);
-        self.set_queue(0, &queue.state());
-        self.write(reg::STATUS, RUNNING);
-        queue
-    }
-
-    fn ring(&self) {
-        self.write(reg::QUEUE_NOTIFY, 0);
-        self.turns.run();
-    }
+/// Starts the device with one queue; returns the driver's side of it.
+fn start(guest: &Driver) -> DriverQueue {
+    guest.negotiate(1 << VIRTIO_F_VERSION_1);
+    let queue = DriverQueue::new(&guest.memory, QUEUE, SIZE);
+    guest.set_queue(0, &queue.state());
+    guest.let_work();
+    queue
 }
 
 #[test]
 fn a_driver_finds_negotiates_and_uses_a_device() {
     let guest = machine(Arc::new(Rng));
     assert_eq!((guest.read(0), guest.read(4), guest.read(8)), (0x7472_6976, 2, 4));
-    guest.write(reg::DEVICE_FEATURES_SEL, 1);
-    assert_eq!(guest.read(reg::DEVICE_FEATURES) & 1, 1, "VERSION_1 is bit 32");
+    assert_ne!(guest.offered() & 1 << VIRTIO_F_VERSION_1, 0);
     assert_eq!(guest.read(reg::QUEUE_SIZE_MAX), 64);
     guest.write(reg::QUEUE_SEL, 1);
     assert_eq!(guest.read(reg::QUEUE_SIZE_MAX), 0, "there is one queue");
 
-    let mut queue = guest.start();
+    let mut queue = start(&guest);
     assert_eq!(guest.status(), RUNNING);
     let head = queue.add(&[Buffer::Write(DATA, 64)]);
-    guest.ring();
+    guest.ring(0);
     assert_eq!(queue.take_used(), [(head.into(), 64)]);
     let mut random = [0; 64];
     guest.memory.read_slice(&mut random, GuestAddress(DATA)).unwrap();
@@ -120,16 +54,16 @@ fn a_driver_finds_negotiates_and_uses_a_device() {
 #[test]
 fn a_reset_stops_the_device_and_forgets_everything() {
     let guest = machine(Arc::new(Rng));
-    let mut queue = guest.start();
-    guest.write(reg::STATUS, 0);
+    let mut queue = start(&guest);
+    guest.reset();
     assert_eq!((guest.status(), guest.read(reg::QUEUE_READY)), (0, 0));
     queue.add(&[Buffer::Write(DATA, 64)]);
-    guest.ring();
+    guest.ring(0);
     assert_eq!(queue.take_used(), [], "the device does not run");
-    let mut queue = guest.start();
+    let mut queue = start(&guest);
     assert_eq!(guest.status(), RUNNING);
     queue.add(&[Buffer::Write(DATA, 8)]);
-    guest.ring();
+    guest.ring(0);
     assert_eq!(queue.take_used().len(), 1, "and now it does again");
 }
 
@@ -151,7 +85,7 @@ fn features_are_agreed_on_before_the_device_runs() {
         );
     }
     let guest = machine(Arc::new(Rng));
-    guest.start();
+    start(&guest);
     guest.write(reg::DRIVER_FEATURES, u32::MAX);
     guest.write(reg::STATUS, ACKNOWLEDGE);
     assert_eq!(
@@ -177,12 +111,12 @@ fn a_malformed_queue_ends_in_needs_reset_and_a_reset_mends_it() {
         let mut queue = good;
         change(&mut queue);
         guest.set_queue(0, &queue);
-        guest.write(reg::STATUS, RUNNING);
+        guest.let_work();
         assert_eq!(guest.status(), RUNNING | DEVICE_NEEDS_RESET, "{queue:?}");
         assert_eq!(guest.read(reg::INTERRUPT_STATUS), reg::INTERRUPT_CONFIG);
-        guest.ring();
-        guest.write(reg::STATUS, 0);
-        guest.start();
+        guest.ring(0);
+        guest.reset();
+        start(&guest);
         assert_eq!(guest.status(), RUNNING);
     }
 }
@@ -191,19 +125,19 @@ fn a_malformed_queue_ends_in_needs_reset_and_a_reset_mends_it() {
 fn a_driver_without_the_queue_that_the_device_needs_is_told_to_reset() {
     let guest = machine(Arc::new(Rng));
     guest.negotiate(1 << VIRTIO_F_VERSION_1);
-    guest.write(reg::STATUS, RUNNING);
+    guest.let_work();
     assert_eq!(guest.status(), RUNNING | DEVICE_NEEDS_RESET);
 }
 
 #[test]
 fn a_fault_while_running_is_told_and_other_rings_are_ignored() {
     let guest = machine(Arc::new(Rng));
-    let mut queue = guest.start();
+    let mut queue = start(&guest);
     queue.jump(SIZE + 1);
-    guest.ring();
+    guest.ring(0);
     assert_eq!(guest.status(), RUNNING | DEVICE_NEEDS_RESET);
     assert_ne!(guest.read(reg::CONFIG_GENERATION), u32::MAX);
-    guest.ring();
+    guest.ring(0);
     for index in [1, 2, u32::MAX] {
         guest.write(reg::QUEUE_NOTIFY, index);
     }
@@ -213,26 +147,26 @@ fn a_fault_while_running_is_told_and_other_rings_are_ignored() {
 #[test]
 fn a_queue_does_not_change_while_it_is_ready() {
     let guest = machine(Arc::new(Rng));
-    let mut queue = guest.start();
+    let mut queue = start(&guest);
     guest.write(reg::QUEUE_DESC_LOW, 0);
     guest.write(reg::QUEUE_READY, 1);
     assert_eq!(guest.read(reg::QUEUE_READY), 1);
     queue.add(&[Buffer::Write(DATA, 8)]);
-    guest.ring();
+    guest.ring(0);
     assert_eq!(queue.take_used().len(), 1);
 }
 
 #[test]
 fn a_driver_can_be_done_with_a_queue_of_a_running_device() {
     let guest = machine(Arc::new(Rng));
-    let mut queue = guest.start();
+    let mut queue = start(&guest);
     queue.add(&[Buffer::Write(DATA, 8)]);
     guest.write(reg::QUEUE_READY, 0);
     assert_eq!(guest.read(reg::QUEUE_READY), 0);
-    guest.ring();
+    guest.ring(0);
     assert_eq!(queue.take_used(), []);
-    guest.write(reg::STATUS, 0);
-    guest.start();
+    guest.reset();
+    start(&guest);
     assert_eq!(guest.status(), RUNNING);
 }
 
@@ -318,9 +252,9 @@ fn a_host_that_cannot_start_a_device_leaves_it_in_need_of_a_reset() {
     let notebook = Arc::new(Notebook::default());
     let guest = machine(notebook.clone());
     guest.negotiate(1 << VIRTIO_F_VERSION_1 | 1 << 5);
-    guest.write(reg::STATUS, RUNNING);
+    guest.let_work();
     assert_eq!(guest.status(), RUNNING | DEVICE_NEEDS_RESET);
-    guest.write(reg::STATUS, 0);
+    guest.reset();
     assert_eq!((guest.status(), notebook.resets.load(Ordering::SeqCst)), (0, 1));
     guest.negotiate(1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_F_RING_RESET);
     assert_eq!(

@@ -1,6 +1,7 @@
-//! Tests of networks on a stream of frames, whose other end is the test. (What is a tap's own needs a network namespace, and is
+//! Tests of networks on a stream of frames, whose other end is the test. (What is a real tap's own needs a network namespace, and is
 //! tested with guests.)
 
+mod control;
 mod hostile;
 
 use std::io::{ErrorKind, Read, Write};
