@@ -117,7 +117,7 @@ impl<'a> Live<'a> {
 
     /// The chain with this head must come back. Others that come before it were of no interest.
     pub fn wait_for(&mut self, head: u16) -> Outcome<Used> {
-        /// A read of a register costs what a request does: it is not to keep a device from its work.
+        /// At the ring, before the status is read: a read of a register costs what a request does.
         const LOOKS: u32 = 1000;
         let mut found = None;
         let victim = self.victim;

@@ -26,7 +26,7 @@ pub fn take_all(live: &mut Live<'_>, mut look: impl FnMut(&Live<'_>, usize)) {
     }
 }
 
-/// Offers buffers that are no good to a device that has no others, each so many times.
+/// Offers a buffer that is no good, so many times, to a device that has no other.
 pub fn offer_bad(live: &mut Live<'_>, times: u16, buffer: Descriptor) {
     let receive = &mut live.queues[RECEIVE];
     receive.describe(0, buffer);
