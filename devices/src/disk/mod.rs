@@ -3,6 +3,7 @@
 //! What is read from and written to an image goes through an [`Engine`]; nothing here knows virtio.
 
 mod block_device;
+mod durability;
 mod engine;
 mod error;
 mod format;
@@ -13,6 +14,7 @@ mod sync;
 mod tests;
 mod uring;
 
+pub use durability::{Durability, Flush};
 pub use engine::{Engine, EngineKind, Operation};
 pub use error::{DiskError, Holder, NoImage};
 
@@ -55,6 +57,7 @@ pub struct Image {
     sectors: AtomicU64,
     blocks: Blocks,
     options: ImageOptions,
+    durability: Durability,
     /// Readable when somebody else who had opened the file for writing has closed it. Of regular files only.
     changes: Option<Inotify>,
 }
@@ -86,6 +89,7 @@ impl Image {
             sectors: AtomicU64::new(size / u64::from(SECTOR)),
             blocks,
             options,
+            durability: Durability::default(),
         })
     }
 
@@ -107,6 +111,12 @@ impl Image {
     /// What it is made of.
     pub fn blocks(&self) -> Blocks {
         self.blocks
+    }
+
+    /// How much of what was written has reached the disk.
+    #[inline]
+    pub fn durability(&self) -> &Durability {
+        &self.durability
     }
 
     /// Its size in [sectors](SECTOR), as of the last [`measure`](Self::measure).
@@ -132,6 +142,7 @@ impl Image {
 
     /// Takes note of the changes so far.
     pub fn clear_changes(&self) {
+        self.durability.written();
         if let Some(changes) = &self.changes {
             // Fails only when there is nothing to read.
             let _ = changes.read_events();

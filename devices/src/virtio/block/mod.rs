@@ -122,6 +122,8 @@ impl VirtioDevice for Block {
     fn start(&self, mut activation: Activation) -> io::Result<Vec<Box<dyn Worker>>> {
         // §5.2.6.2: a driver that does not know FLUSH takes what is done for durable.
         let write_through = !activation.has(VIRTIO_BLK_F_FLUSH);
+        // What was under way when a driver gave the device up has not been counted.
+        self.image.durability().written();
         let first = activation.take(0)?;
         let others = activation.queues.into_iter().flatten();
         std::iter::once(first)

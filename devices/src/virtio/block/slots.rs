@@ -7,7 +7,7 @@ use std::slice;
 use libc::iovec;
 
 use super::request::{Extent, HEADER, Status};
-use crate::disk::Operation;
+use crate::disk::{Flush, Operation};
 use crate::virtio::Chain;
 
 /// What is being done in a slot.
@@ -21,7 +21,7 @@ pub enum Doing {
         durable: bool,
     },
     /// Making what was written before durable.
-    Flush,
+    Flush(Flush),
     /// Changing what is allocated, by `fallocate` with this mode.
     Allocate(Allocate),
     /// Writing zeros, for file systems that have no way to allocate them.
@@ -170,7 +170,7 @@ impl Slots {
                 offset,
                 durable: false,
             },
-            Doing::Flush => Operation::Flush,
+            Doing::Flush(_) => Operation::Flush,
             Doing::Allocate(how) => Operation::Allocate {
                 mode: how.mode(),
                 offset,
@@ -208,7 +208,7 @@ impl Slots {
 impl Slot {
     fn idle() -> Self {
         Self {
-            doing: Doing::Flush,
+            doing: Doing::Zero,
             head: 0,
             written: 0,
             then_flush: false,

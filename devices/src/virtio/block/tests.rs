@@ -194,6 +194,27 @@ fn what_is_written_is_on_the_disk() {
 }
 
 #[test]
+fn a_flush_covers_what_was_done_before_it() {
+    for engine in ENGINES {
+        let mut rig = Rig::new(engine);
+        let is_durable = |rig: &Rig| rig.block.image.durability().flush().is_none();
+        for kind in [OUT, DISCARD, WRITE_ZEROES] {
+            assert!(!is_durable(&rig), "nobody has flushed");
+            assert_eq!(rig.request(FLUSH, 0, &[]), (OK, 1));
+            assert_eq!(rig.request(IN, 0, &[Buffer::Write(DATA, 512)]), (OK, 513));
+            assert!(is_durable(&rig));
+            assert_eq!(rig.request(FLUSH, 0, &[]), (OK, 1));
+            if kind == OUT {
+                assert_eq!(rig.request(OUT, 3, &[Buffer::Read(DATA, 512)]), (OK, 1));
+            } else {
+                assert_eq!(rig.range(kind, 0, 8, 0), OK);
+            }
+        }
+        assert!(!is_durable(&rig), "nobody has flushed");
+    }
+}
+
+#[test]
 fn a_driver_without_flush_gets_durable_writes() {
     for engine in ENGINES {
         let features = features() & !(1 << VIRTIO_BLK_F_FLUSH);

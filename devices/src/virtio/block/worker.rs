@@ -177,7 +177,10 @@ impl BlockWorker {
                 let durable = self.write_through;
                 (Doing::Write { durable }, extent)
             }
-            Request::Flush => (Doing::Flush, nothing),
+            Request::Flush => match self.image.durability().flush() {
+                Some(flush) => (Doing::Flush(flush), nothing),
+                None => return self.answer(Status::Ok, 1),
+            },
             Request::Discard(extent) => (Doing::Allocate(Allocate::Discard), extent),
             Request::WriteZeroes { extent, unmap: true } => (Doing::Allocate(Allocate::Unmap), extent),
             Request::WriteZeroes { extent, unmap: false } => (Doing::Allocate(Allocate::Zero), extent),
@@ -188,7 +191,7 @@ impl BlockWorker {
             }
             Request::Refuse(status) => return self.answer(status, 1),
         };
-        if extent.len == 0 && doing != Doing::Flush {
+        if extent.len == 0 && !matches!(doing, Doing::Flush(_)) {
             return self.answer(Status::Ok, 1);
         }
         // `take_one` has looked for room, and `parse` for the status.
@@ -231,6 +234,9 @@ impl BlockWorker {
     #[inline]
     fn went(&mut self, tag: u16, result: io::Result<usize>) -> Option<Status> {
         let doing = self.slots.get(tag).doing;
+        if !matches!(doing, Doing::Read | Doing::Flush(_)) {
+            self.image.durability().written();
+        }
         match (doing, result) {
             (Doing::Read | Doing::Write { .. } | Doing::Zero, Ok(done)) if done > 0 => {
                 if !self.slots.advance(tag, done) {
@@ -239,7 +245,10 @@ impl BlockWorker {
                 self.flush_or_end(tag)
             }
             (Doing::Allocate(_), Ok(_)) => self.flush_or_end(tag),
-            (Doing::Flush, Ok(_)) => Some(Status::Ok),
+            (Doing::Flush(flush), Ok(_)) => {
+                self.image.durability().flushed(flush);
+                Some(Status::Ok)
+            }
             // The ring gives these back where a system call would have been made again.
             (_, Err(error)) if error.kind() == io::ErrorKind::Interrupted => None,
             (Doing::Allocate(how), Err(error)) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
@@ -262,7 +271,11 @@ impl BlockWorker {
         if !slot.then_flush {
             return Some(Status::Ok);
         }
-        (slot.then_flush, slot.doing) = (false, Doing::Flush);
+        slot.then_flush = false;
+        let Some(flush) = self.image.durability().flush() else {
+            return Some(Status::Ok);
+        };
+        slot.doing = Doing::Flush(flush);
         None
     }
 
@@ -281,7 +294,7 @@ impl BlockWorker {
         let what = match doing {
             Doing::Read => "read from",
             Doing::Write { .. } | Doing::Zero => "write to",
-            Doing::Flush => "flush",
+            Doing::Flush(_) => "flush",
             Doing::Allocate(_) => "discard or zero a part of",
         };
         let path = self.image.path().display();
