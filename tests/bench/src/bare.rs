@@ -17,6 +17,7 @@ pub struct BareGuest {
     child: Child,
     stdin: ChildStdin,
     output: Output,
+    switches_off: bool,
 }
 
 /// What a bare guest prints.
@@ -25,7 +26,7 @@ pub struct Output(Lines<BufReader<ChildStdout>>);
 /// What a benchmark in the guest did.
 pub struct Sample {
     words: HashMap<String, f64>,
-    /// CPU time of all of posada's threads but the vCPUs, in µs.
+    /// CPU time of all of the VMM's threads but the vCPUs, in µs.
     pub cpu_micros: f64,
 }
 
@@ -37,22 +38,29 @@ impl BareGuest {
 
     /// The same, `command` being what posada's own arguments are appended to.
     pub fn spawn(mut command: Command, program: &str, arguments: &[String]) -> Self {
-        let mut child = command
+        command
             .args(["run", "--kernel"])
             .arg(images::bare())
             .arg("--cmdline")
-            .arg(format!("acpi=off hold=yes program={program}"))
-            .args(arguments)
+            .arg(command_line(program))
+            .args(arguments);
+        Self::run(&mut command, true)
+    }
+
+    /// Runs a VMM with the bare guest in it; `switches_off`: the guest knows how to switch the machine off.
+    pub fn run(command: &mut Command, switches_off: bool) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("posada starts");
+            .expect("the VMM starts");
         let stdin = child.stdin.take().expect("its input is piped");
         let stdout = child.stdout.take().expect("its output is piped");
         Self {
             child,
             stdin,
             output: Output::of(stdout),
+            switches_off,
         }
     }
 
@@ -65,8 +73,10 @@ impl BareGuest {
     pub fn finish(mut self) -> Sample {
         let line = self.output.wait_for("requests=");
         let cpu_micros = io_cpu_micros(self.child.id());
-        self.stdin.write_all(b"\n").expect("the guest takes a line");
-        assert!(self.child.wait().expect("posada ends").success());
+        if self.switches_off {
+            self.stdin.write_all(b"\n").expect("the guest takes a line");
+            assert!(self.child.wait().expect("the VMM ends").success());
+        }
         let words = line.split_whitespace().filter_map(|word| {
             let (key, value) = word.split_once('=')?;
             Some((key.to_owned(), value.parse().ok()?))
@@ -76,6 +86,20 @@ impl BareGuest {
             cpu_micros,
         }
     }
+}
+
+/// Nothing is left running, be it that a measurement has failed.
+impl Drop for BareGuest {
+    fn drop(&mut self) {
+        // Both fail only when it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The command line that has the bare guest run `program` and then wait.
+pub fn command_line(program: &str) -> String {
+    format!("acpi=off hold=yes program={program}")
 }
 
 impl Output {
@@ -115,14 +139,14 @@ impl Sample {
     }
 }
 
-/// CPU time of a process's threads whose names do not begin with "vcpu" (proc(5): the first field of schedstat is in ns).
+/// CPU time of a process's threads whose names have no "vcpu" in them (proc(5): the first field of schedstat is in ns).
 fn io_cpu_micros(pid: u32) -> f64 {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("a child is in /proc");
     let mut nanos = 0.0;
     for task in tasks {
         let task = task.expect("a child's thread is in /proc").path();
         let read = |name: &str| fs::read_to_string(task.join(name)).unwrap_or_default();
-        if !read("comm").starts_with("vcpu") {
+        if !read("comm").contains("vcpu") {
             let schedstat = read("schedstat");
             let first = schedstat.split_whitespace().next();
             nanos += first.and_then(|number| number.parse::<f64>().ok()).unwrap_or(0.0);

@@ -42,7 +42,7 @@ fn start(table: &mut Table, kernel: &str, disk: &str) {
     let command = |devices: &[&str]| {
         let mut command = Command::new(posada());
         command.args(["run", "--kernel", kernel]).args(devices);
-        first_output(&mut command)
+        first_output(&mut command, true)
     };
     let network = format!("tap={}", tap::NAME);
     let pairs: Vec<(f64, f64)> = (0..RUNS)

@@ -17,19 +17,22 @@ const IMAGE_SIZE: u64 = 512 << 20;
 const MIB: usize = 1 << 20;
 
 /// One kind of load.
-struct Load {
-    what: &'static str,
+pub struct Load {
+    /// For the table.
+    pub what: &'static str,
     op: &'static str,
     fio: &'static str,
     size: &'static str,
     depth: u32,
     pattern: &'static str,
-    count: u64,
+    /// How many requests.
+    pub count: u64,
     /// Most µs for a request, as a multiple of fio's.
     limit: f64,
 }
 
-const LOADS: [Load; 5] = [
+/// What is measured.
+pub const LOADS: [Load; 5] = [
     Load {
         what: "disk: 1 MiB read in sequence",
         op: "read",
@@ -82,18 +85,29 @@ const LOADS: [Load; 5] = [
     },
 ];
 /// Flushes with nothing to write, against fdatasync(2).
-const FLUSHES: u64 = 2_000;
+pub const FLUSHES: u64 = 2_000;
 const FLUSH_LIMIT: f64 = 4.0;
+
+impl Load {
+    /// The bare guest's program for it, without a count.
+    pub fn program(&self) -> String {
+        let Self {
+            op,
+            size,
+            depth,
+            pattern,
+            ..
+        } = self;
+        format!("blk-bench op={op} size={size} depth={depth} pattern={pattern}")
+    }
+}
 
 /// Measures each load, in posada and in fio by turns.
 pub fn measure(table: &mut Table) {
     let image = Image::new();
     let cycles = bare::cycles_per_micro();
     for load in &LOADS {
-        let program = format!(
-            "blk-bench op={} size={} depth={} pattern={}",
-            load.op, load.size, load.depth, load.pattern
-        );
+        let program = load.program();
         let fio = |image: &Path| fio(load, image);
         let counted = format!("{program} count={}", load.count);
         compare(
@@ -131,6 +145,7 @@ fn compare(
 ) {
     let (mut pairs, mut cpu, mut kicks) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
+        image.settle();
         let sample = BareGuest::start(program, &image.arguments()).finish();
         cpu.push(sample.cpu_micros / count as f64);
         kicks.push(sample.get("kicks") / count as f64);
@@ -154,12 +169,14 @@ fn remark_system_calls(table: &mut Table, what: &str, program: &str, image: &Ima
 }
 
 /// A file full of data, which goes when it is dropped.
-struct Image {
-    path: PathBuf,
+pub struct Image {
+    /// Where it is.
+    pub path: PathBuf,
 }
 
 impl Image {
-    fn new() -> Self {
+    /// Writes it.
+    pub fn new() -> Self {
         let path = std::env::temp_dir().join(format!("posada-bench-{}.img", std::process::id()));
         let mut file = File::create(&path).expect("a file for the disk");
         let block: Vec<u8> = (0..MIB).map(|n| (n * 7 + n / 251) as u8).collect();
@@ -170,7 +187,14 @@ impl Image {
         Self { path }
     }
 
-    fn arguments(&self) -> Vec<String> {
+    /// Waits until what was written to it is on the machine's disk: the next measurement is not to wait for that.
+    pub fn settle(&self) {
+        let file = File::open(&self.path).expect("the disk's file");
+        file.sync_all().expect("the machine's disk takes it");
+    }
+
+    /// What lets posada's guest have it.
+    pub fn arguments(&self) -> Vec<String> {
         vec!["--disk".into(), self.path.display().to_string()]
     }
 }

@@ -10,6 +10,7 @@ mod linux;
 mod linux_io;
 mod net;
 mod pairs;
+mod peer;
 mod start;
 mod table;
 mod tap;
@@ -24,7 +25,7 @@ use table::Table;
 type Measurement = fn(&mut Table);
 
 /// The measurements, each by the name that selects it.
-const MEASUREMENTS: [(&str, Measurement); 9] = [
+const MEASUREMENTS: [(&str, Measurement); 12] = [
     ("start", start::measure),
     ("exits", exits::measure),
     ("touch", touch::measure),
@@ -32,6 +33,9 @@ const MEASUREMENTS: [(&str, Measurement); 9] = [
     ("devices", devices::measure),
     ("disk", disk::measure),
     ("net", net::measure),
+    ("peer-start", peer::measure_starts),
+    ("peer-disk", peer::measure_disks),
+    ("peer-net", peer::measure_networks),
     ("linux", linux::measure),
     ("linux-io", linux_io::measure),
 ];

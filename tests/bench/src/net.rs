@@ -11,11 +11,13 @@ use crate::table::{Table, median};
 use crate::tap::{self, HEADER, Packets, Tap};
 
 const RUNS: usize = 5;
-const FRAMES: u64 = 300_000;
+/// Frames that are sent and counted.
+pub const FRAMES: u64 = 300_000;
 /// Bytes of a full frame, without its checksum.
-const FRAME: usize = 1514;
-const PINGS: usize = 5000;
-const PING: usize = 64;
+pub const FRAME: usize = 1514;
+/// Rounds of ping-pong, and bytes of the frame.
+pub const PINGS: usize = 5000;
+pub const PING: usize = 64;
 
 /// Most µs for a frame or a round trip, as multiples of the floor's.
 const TRANSMIT_LIMIT: f64 = 1.3;
@@ -39,7 +41,8 @@ pub fn measure(table: &mut Table) {
     });
 }
 
-fn arguments() -> Vec<String> {
+/// What lets posada's guest have the tap.
+pub fn arguments() -> Vec<String> {
     vec!["--net".into(), format!("tap={}", tap::NAME)]
 }
 
@@ -87,7 +90,7 @@ fn receive(table: &mut Table) {
 }
 
 /// Frames are sent to the tap as fast as it takes them while `receive` runs.
-fn while_sending<T>(receive: impl FnOnce() -> T) -> T {
+pub fn while_sending<T>(receive: impl FnOnce() -> T) -> T {
     let done = AtomicBool::new(false);
     let (packets, frame) = (Packets::open(), frame(0, FRAME));
     thread::scope(|scope| {
@@ -141,7 +144,7 @@ fn ping_pong_floor() -> f64 {
 }
 
 /// The middle one of [`PINGS`] round trips, in µs.
-fn round_trips() -> f64 {
+pub fn round_trips() -> f64 {
     let (packets, frame) = (Packets::open(), frame(0, PING));
     let mut answer = [0; FRAME];
     let trips = (0..PINGS).map(|_| {

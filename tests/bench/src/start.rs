@@ -14,12 +14,14 @@ const LIMIT: f64 = 1.2;
 
 /// Measures a guest of a page that says something at once.
 pub fn measure(table: &mut Table) {
-    let pairs = pairs::measure(RUNS, payload::hello(), "hello", first_output);
+    let pairs = pairs::measure(RUNS, payload::hello(), "hello", |command| {
+        first_output(command, true)
+    });
     table.ratio("start → first output, 128 MiB", &pairs, "ms", LIMIT);
 }
 
-/// Milliseconds until the first byte.
-pub fn first_output(command: &mut Command) -> f64 {
+/// Milliseconds until the first byte. A guest that `switches_off` is waited for.
+pub fn first_output(command: &mut Command, switches_off: bool) -> f64 {
     let start = Instant::now();
     let mut child = command
         .stdin(Stdio::null())
@@ -29,6 +31,11 @@ pub fn first_output(command: &mut Command) -> f64 {
     let mut output = child.stdout.take().expect("its output is piped");
     output.read_exact(&mut [0]).expect("the guest says something");
     let elapsed = start.elapsed().as_secs_f64() * 1e3;
-    assert!(child.wait().expect("the program ends").success());
+    if switches_off {
+        assert!(child.wait().expect("the program ends").success());
+    } else {
+        child.kill().expect("the program can be ended");
+        child.wait().expect("the program ends");
+    }
     elapsed
 }

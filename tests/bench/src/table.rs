@@ -9,7 +9,7 @@ pub fn median(mut samples: Vec<f64>) -> f64 {
 }
 
 struct Row {
-    what: &'static str,
+    what: String,
     value: f64,
     unit: &'static str,
     /// The floor's value, and the ratio to it.
@@ -34,15 +34,15 @@ pub struct Table {
 impl Table {
     /// A result that is judged by its ratio to the floor's. Each pair is posada's and the floor's measurement, one
     /// right after the other: the machine's speed drifts, and the middle one of the pairs' ratios drifts least.
-    pub fn ratio(&mut self, what: &'static str, pairs: &[(f64, f64)], unit: &'static str, limit: f64) {
+    pub fn ratio(&mut self, what: &str, pairs: &[(f64, f64)], unit: &'static str, limit: f64) {
         let middle = |of: fn(&(f64, f64)) -> f64| median(pairs.iter().map(of).collect());
         let (value, floor, ratio) = (
             middle(|pair| pair.0),
             middle(|pair| pair.1),
             middle(|pair| pair.0 / pair.1),
         );
-        self.rows.push(Row {
-            what,
+        self.add(Row {
+            what: what.to_owned(),
             value,
             unit,
             floor: Some((floor, ratio)),
@@ -51,14 +51,23 @@ impl Table {
     }
 
     /// A result that is judged by itself.
-    pub fn absolute(&mut self, what: &'static str, value: f64, unit: &'static str, limit: f64) {
-        self.rows.push(Row {
-            what,
+    pub fn absolute(&mut self, what: &str, value: f64, unit: &'static str, limit: f64) {
+        self.add(Row {
+            what: what.to_owned(),
             value,
             unit,
             floor: None,
             limit,
         });
+    }
+
+    /// A table takes minutes: each row is told as it comes.
+    fn add(&mut self, row: Row) {
+        match row.floor {
+            Some((_, ratio)) => eprintln!("  {}: {:.3} {}, {ratio:.3} ×", row.what, row.value, row.unit),
+            None => eprintln!("  {}: {:.3} {}", row.what, row.value, row.unit),
+        }
+        self.rows.push(row);
     }
 
     /// Whether every result keeps its limit.
@@ -94,7 +103,7 @@ impl fmt::Display for Table {
                 ),
             };
             let mark = if row.kept() { "" } else { "  MISSED" };
-            let what = row.what;
+            let what = &row.what;
             writeln!(
                 f,
                 "{what:<44} {value:>12} {floor:>12} {ratio:>8} {limit:>10}{mark}"
