@@ -5,12 +5,12 @@ use std::io;
 use arch_x86_64::layout;
 use nix::sys::sysinfo::sysinfo;
 use thiserror::Error;
-use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::mmap::{MmapRegionBuilder, NewBitmap as _};
 use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _, GuestRegionMmap};
 
 use crate::config::ByteSize;
 
-pub use devices::virtio::GuestMemory;
+pub use devices::virtio::{DirtyMap, GuestMemory};
 
 /// Why a guest cannot have the memory that was asked for.
 #[derive(Debug, Error)]
@@ -55,9 +55,9 @@ pub fn map(size: ByteSize) -> Result<GuestMemory, MemoryError> {
     Ok(memory)
 }
 
-fn map_region(base: GuestAddress, len: u64) -> Result<GuestRegionMmap<()>, String> {
+fn map_region(base: GuestAddress, len: u64) -> Result<GuestRegionMmap<DirtyMap>, String> {
     let len = usize::try_from(len).map_err(|error| error.to_string())?;
-    let region = MmapRegionBuilder::new(len)
+    let region = MmapRegionBuilder::new_with_bitmap(len, DirtyMap::with_len(len))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
         .build()

@@ -6,9 +6,10 @@
 use libc::iovec;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
+use vm_memory::bitmap::{Bitmap as _, RefSlice};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
 
-use super::{GuestMemory, QueueError};
+use super::{DirtyMap, GuestMemory, QueueError};
 
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 const WRITE: u16 = VRING_DESC_F_WRITE as u16;
@@ -127,6 +128,7 @@ impl Chain {
         })?;
         let write = descriptor.flags() & WRITE != 0;
         let total = if write {
+            slice.bitmap().mark_dirty(0, len as usize);
             &mut self.writable_len
         } else if self.buffers.len() > self.readable {
             return Err(QueueError::ReadAfterWrite);
@@ -205,7 +207,7 @@ fn for_each_piece(
 
 /// A table of descriptors in guest memory, found there once for all of its entries.
 struct Table<'a> {
-    entries: VolatileSlice<'a>,
+    entries: VolatileSlice<'a, RefSlice<'a, DirtyMap>>,
     count: u16,
 }
 

@@ -23,6 +23,7 @@
 pub mod balloon;
 pub mod block;
 mod chain;
+mod dirty;
 mod interrupt;
 mod mmio;
 pub mod net;
@@ -35,6 +36,7 @@ pub mod vsock;
 mod worker;
 
 pub use chain::Chain;
+pub use dirty::DirtyMap;
 pub use interrupt::{Interrupt, Trouble};
 pub use mmio::{MMIO_SIZE, MmioTransport, NOTIFY_OFFSET};
 pub use poll::Poll;
@@ -44,8 +46,8 @@ pub use worker::{IoThreads, Worker, WorkerId, forget, watch};
 use std::io;
 use std::sync::Arc;
 
-/// The memory of one guest.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+/// The memory of one guest, which knows what was written to it.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<DirtyMap>;
 
 /// A virtio device, as its transport sees it.
 ///

@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd;
 
 use arch_x86_64::layout;
 use arch_x86_64::registers::Segment;
+use devices::virtio::{DirtyMap, GuestMemory};
 use kvm_bindings::{
     KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_regs,
     kvm_segment, kvm_userspace_memory_region,
@@ -16,7 +17,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use posada_tests::payload::LOAD_ADDRESS;
 use vm_memory::mmap::MmapRegion;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 /// Guest memory in bytes: what posada gives a guest by default.
 pub const MEMORY: usize = 128 << 20;
@@ -33,7 +34,7 @@ pub struct BareVm {
     /// The vCPU.
     pub vcpu: VcpuFd,
     /// Its memory.
-    pub memory: GuestMemoryMmap<()>,
+    pub memory: GuestMemory,
     /// KVM's side of it.
     pub vm: VmFd,
 }
@@ -104,10 +105,10 @@ impl BareVm {
     }
 }
 
-fn map() -> GuestMemoryMmap<()> {
-    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory for a guest");
+fn map() -> GuestMemory {
+    let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory for a guest");
     for region in memory.iter() {
-        let region: &MmapRegion<()> = region;
+        let region: &MmapRegion<DirtyMap> = region;
         // SAFETY: the range is exactly the region's own mapping.
         unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE) };
     }
@@ -115,7 +116,7 @@ fn map() -> GuestMemoryMmap<()> {
 }
 
 /// Maps the first 4 GiB to themselves, in pages of 2 MiB.
-fn write_page_tables(memory: &GuestMemoryMmap<()>) {
+fn write_page_tables(memory: &GuestMemory) {
     let put = |value: u64, at: u64| {
         memory
             .write_obj(value, GuestAddress(at))
