@@ -14,6 +14,7 @@ pub mod lifecycle;
 pub mod memory;
 pub mod passt;
 pub mod pvm;
+pub mod snapshot;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;
