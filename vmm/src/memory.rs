@@ -38,25 +38,45 @@ pub enum MemoryError {
 /// The pages come when they are first touched, as huge pages where the host has them: a first touch is then
 /// forty times cheaper. None of it goes into a core dump of the VMM.
 pub fn map(size: ByteSize) -> Result<GuestMemory, MemoryError> {
-    let available = host_memory();
-    if size.0 > available {
-        return Err(MemoryError::MoreThanHost {
-            wanted: size,
-            available: available >> 20,
-        });
-    }
-    let failed = |cause: String| MemoryError::Map { wanted: size, cause };
-    let mut regions = Vec::new();
-    for (base, len) in layout::ram_ranges(size.0) {
-        regions.push(map_region(base, len).map_err(failed)?);
-    }
-    let memory = GuestMemory::from_regions(regions).map_err(|error| failed(error.to_string()))?;
-    advise(&memory);
+    let memory = map_regions(size.0, |base, len, _| map_region(base, len))?;
+    advise(&memory, libc::MADV_HUGEPAGE);
+    keep_out_of_dumps(&memory);
     Ok(memory)
 }
 
-fn map_region(base: GuestAddress, len: u64) -> Result<GuestRegionMmap<DirtyMap>, String> {
-    let len = usize::try_from(len).map_err(|error| error.to_string())?;
+/// Guest memory of `size` bytes, of which `map` maps each region: from its guest-physical address, its length in bytes and that of
+/// the regions before it.
+pub(crate) fn map_regions(
+    size: u64,
+    mut map: impl FnMut(GuestAddress, usize, u64) -> Result<GuestRegionMmap<DirtyMap>, String>,
+) -> Result<GuestMemory, MemoryError> {
+    let available = host_memory();
+    if size > available {
+        return Err(MemoryError::MoreThanHost {
+            wanted: ByteSize(size),
+            available: available >> 20,
+        });
+    }
+    let (mut regions, mut before) = (Vec::new(), 0);
+    for (base, len) in layout::ram_ranges(size) {
+        let region = usize::try_from(len)
+            .map_err(|error| error.to_string())
+            .and_then(|len| map(base, len, before));
+        regions.push(region.map_err(|cause| cannot_map(size, &cause))?);
+        before += len;
+    }
+    GuestMemory::from_regions(regions).map_err(|error| cannot_map(size, &error))
+}
+
+/// That `size` bytes could not be mapped.
+pub(crate) fn cannot_map(size: u64, cause: &impl ToString) -> MemoryError {
+    MemoryError::Map {
+        wanted: ByteSize(size),
+        cause: cause.to_string(),
+    }
+}
+
+fn map_region(base: GuestAddress, len: usize) -> Result<GuestRegionMmap<DirtyMap>, String> {
     let region = MmapRegionBuilder::new_with_bitmap(len, DirtyMap::with_len(len))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
@@ -65,16 +85,19 @@ fn map_region(base: GuestAddress, len: u64) -> Result<GuestRegionMmap<DirtyMap>,
     GuestRegionMmap::new(region, base).ok_or_else(|| "it wraps around the address space".to_owned())
 }
 
-/// Both are hints: a host without them runs the same guest, more slowly or with larger core dumps.
-fn advise(memory: &GuestMemory) {
+/// None of `memory` goes into a core dump of the VMM.
+pub(crate) fn keep_out_of_dumps(memory: &GuestMemory) {
+    advise(memory, libc::MADV_DONTDUMP);
+}
+
+/// A hint: a host that does not take it runs the same guest, more slowly or with larger core dumps.
+fn advise(memory: &GuestMemory, advice: libc::c_int) {
     for region in memory.iter() {
-        for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTDUMP] {
-            // SAFETY: the range is exactly the region's own mapping, which outlives the call, and neither
-            // advice changes what the memory holds.
-            let result = unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, advice) };
-            if result != 0 {
-                tracing::debug!("madvise {advice} on guest memory: {}", io::Error::last_os_error());
-            }
+        // SAFETY: the range is exactly the region's own mapping, which outlives the call, and neither advice that
+        // is given here changes what the memory holds.
+        let result = unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, advice) };
+        if result != 0 {
+            tracing::debug!("madvise {advice} on guest memory: {}", io::Error::last_os_error());
         }
     }
 }

@@ -178,15 +178,25 @@ impl MemoryFile {
         })?;
         // Looked at again: whoever had it locked before may have changed it.
         let found = file.metadata().map_err(failed("look at"))?.len();
-        if found != len {
-            return Err(MemoryFileError::WrongLength {
-                path: path.to_owned(),
-                found,
-                expected: len,
-            });
+        let opened = Self {
+            file,
+            path: path.to_owned(),
+            len: found,
+        };
+        opened.check_len(len)?;
+        Ok(opened)
+    }
+
+    /// Refuses a file of another length than `expected`.
+    pub(super) fn check_len(&self, expected: u64) -> Result<(), MemoryFileError> {
+        if self.len == expected {
+            return Ok(());
         }
-        let path = path.to_owned();
-        Ok(Self { file, path, len })
+        Err(MemoryFileError::WrongLength {
+            path: self.path.clone(),
+            found: self.len,
+            expected,
+        })
     }
 
     /// Reads all of `ranges` and compares it with the checksums.

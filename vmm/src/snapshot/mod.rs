@@ -1,8 +1,9 @@
 //! Snapshots: a guest on disk, and back again.
 
 pub mod frozen;
+pub mod image;
 pub mod memory_file;
-mod pages;
+pub mod pages;
 pub mod ranges;
 #[cfg(test)]
 mod testing;

@@ -9,7 +9,7 @@ use libc::c_int;
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 
 use super::ranges::{PAGE_SIZE, PageRanges};
-use super::write::returned;
+use super::write::{returned, total};
 use crate::memory::GuestMemory;
 
 /// Bits of an entry of /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst).
@@ -80,7 +80,7 @@ fn choose(memory: &GuestMemory, choose: impl Fn(u64) -> bool) -> io::Result<Page
     let mut map = PageMap::new(ENTRIES);
     map.open().map_err(io::Error::from_raw_os_error)?;
     let mut chosen = PageRanges::default();
-    for (host, offset, len) in parts(memory, &PageRanges::all(super::write::total(memory))) {
+    for (host, offset, len) in parts(memory, &PageRanges::all(total(memory))) {
         for done in (0..len).step_by(ENTRIES * PAGE_SIZE as usize) {
             let len = (len - done).min(ENTRIES as u64 * PAGE_SIZE);
             let at = host as usize + done as usize;
@@ -134,6 +134,26 @@ pub(super) fn anonymous(memory: &GuestMemory) -> io::Result<Vec<Range<usize>>> {
         }
     }
     Ok(found)
+}
+
+/// The pages of `memory` that are no mapping of a file.
+///
+/// # Errors
+/// /proc/self/maps cannot be read.
+pub(super) fn anonymous_pages(memory: &GuestMemory) -> io::Result<PageRanges> {
+    let vmas = anonymous(memory)?;
+    let mut pages = PageRanges::default();
+    for (host, offset, len) in parts(memory, &PageRanges::all(total(memory))) {
+        let start = host as usize;
+        for vma in &vmas {
+            let (from, to) = (vma.start.max(start), vma.end.min(start + len as usize));
+            if from < to {
+                let first = (offset + (from - start) as u64) / PAGE_SIZE;
+                pages.push(first..first + ((to - from) as u64).div_ceil(PAGE_SIZE));
+            }
+        }
+    }
+    Ok(pages)
 }
 
 /// The addresses of a line of /proc/self/maps (proc_pid_maps(5)) if it has inode 0: "start-end flags offset device inode".

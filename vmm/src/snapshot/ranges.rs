@@ -74,10 +74,16 @@ impl PageRanges {
         let gap = |pair: &[Range<u64>]| pair[1].start - pair[0].end;
         let mut gaps: Vec<u64> = self.0.windows(2).map(gap).collect();
         let (_, &mut largest, _) = gaps.select_nth_unstable(surplus - 1);
+        self.with_gaps_filled(largest)
+    }
+
+    /// The set with the gaps in it that are of at most `pages` pages.
+    #[must_use]
+    pub fn with_gaps_filled(self, pages: u64) -> Self {
         let mut filled = Self::default();
         for run in self.0 {
             match filled.0.last_mut() {
-                Some(last) if run.start - last.end <= largest => last.end = run.end,
+                Some(last) if run.start - last.end <= pages => last.end = run.end,
                 _ => filled.0.push(run),
             }
         }

@@ -17,6 +17,13 @@ impl Directory {
         Self(path)
     }
 
+    /// One without a disk, on which it would take long to have many files written.
+    pub fn in_memory(name: &str) -> Self {
+        let path = PathBuf::from(format!("/dev/shm/posada-{name}-{}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
     pub fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
