@@ -35,7 +35,9 @@ pub fn set_slots(fd: &VmFd, memory: &GuestMemory, record: bool) -> Result<(), Er
 /// # Errors
 /// KVM cannot.
 pub fn record(fd: &VmFd, memory: &GuestMemory, on: bool) -> Result<(), Error> {
-    memory.iter().for_each(|region| region.get_mmap().bitmap().record(on));
+    memory
+        .iter()
+        .for_each(|region| region.get_mmap().bitmap().record(on));
     set_slots(fd, memory, on)
 }
 

@@ -6,6 +6,7 @@
 mod boot;
 pub mod config;
 pub mod console;
+pub mod dirty_log;
 pub mod error;
 pub mod host;
 mod images;

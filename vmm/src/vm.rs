@@ -14,18 +14,18 @@ use arch_x86_64::registers::Registers;
 use devices::serial::{self, SerialPort};
 use devices::virtio::vsock::SocketFile;
 use devices::{i8042, power, pvpanic, rtc};
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
 use tracing::{debug, info};
-use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot;
 use crate::config::{ByteSize, VmConfig};
+use crate::dirty_log;
 use crate::error::{Doing, Error};
 use crate::host::{self, HostKind};
 use crate::lifecycle::{Lifecycle, Stop};
-use crate::memory::{self, GuestMemory};
+use crate::memory;
 use crate::pvm;
 use crate::vcpu::{self, Buses, Host, Machine, VcpuThread};
 use crate::virtio;
@@ -173,7 +173,7 @@ fn create_machine(host: &Host, memory: ByteSize) -> Result<Machine, Error> {
         pvm::prepare_vm(&fd)?;
     }
     let memory = memory::map(memory)?;
-    give_memory(&fd, &memory)?;
+    dirty_log::set_slots(&fd, &memory, false)?;
     create_interrupt_controllers(&fd)?;
     Ok(Machine { fd, memory })
 }
@@ -186,22 +186,6 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
             result => return result.doing("create a virtual machine"),
         }
     }
-}
-
-fn give_memory(fd: &VmFd, memory: &GuestMemory) -> Result<(), Error> {
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let region = kvm_userspace_memory_region {
-            slot,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-            flags: 0,
-        };
-        // SAFETY: the region's mapping is kept by `memory`, of which every vCPU holds a share, so it outlives
-        // all that can run in it; and the regions of one GuestMemory do not overlap.
-        unsafe { fd.set_user_memory_region(region) }.doing("give the guest its memory")?;
-    }
-    Ok(())
 }
 
 fn create_interrupt_controllers(fd: &VmFd) -> Result<(), Error> {

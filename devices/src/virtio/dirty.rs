@@ -28,8 +28,8 @@ pub struct DirtyMap {
 impl DirtyMap {
     /// Switches recording on or off; nothing is marked at first.
     ///
-    /// Called while no device runs, as [`take`](Self::take) is: a buffer is marked when a device finds it, which is before
-    /// the device writes to it.
+    /// A buffer is marked when a device finds it, which is before the device writes to it: what is recorded is complete only from a
+    /// moment on at which no device ran, and up to such a moment.
     pub fn record(&self, on: bool) {
         if on {
             self.words();

@@ -49,7 +49,9 @@ fn only_written_pages_are_private() {
     contents(&memory);
     assert_eq!(pages::present(&memory).unwrap(), all(&memory));
     assert!(pages::private(&memory).unwrap().is_empty());
-    [0, 8, 9, PAGES - 1].iter().for_each(|&page| fill(&memory, page, 1));
+    [0, 8, 9, PAGES - 1]
+        .iter()
+        .for_each(|&page| fill(&memory, page, 1));
     let expected = vec![(0, 1), (8, 2), (PAGES - 1, 1)];
     assert_eq!(Vec::from(pages::private(&memory).unwrap()), expected);
 }
