@@ -58,10 +58,10 @@ impl MemoryImage {
                 max: MAX_DIFFS,
             });
         }
-        let pages = 0..full.len().div_ceil(PAGE_SIZE);
+        let pages = 0..full.bytes().div_ceil(PAGE_SIZE);
         let (mut parts, mut files) = (vec![Part { pages, file: 0 }], vec![full]);
         for (file, changed) in diffs {
-            file.check_len(files[0].len())?;
+            file.check_len(files[0].bytes())?;
             file.check_ranges(&changed)?;
             parts = cover(parts, &changed, files.len());
             files.push(file);
@@ -70,8 +70,8 @@ impl MemoryImage {
     }
 
     /// Length of the memory in bytes.
-    pub fn len(&self) -> u64 {
-        self.files[0].len()
+    pub fn bytes(&self) -> u64 {
+        self.files[0].bytes()
     }
 
     /// Maps it as the memory of a new guest.
@@ -79,7 +79,7 @@ impl MemoryImage {
     /// # Errors
     /// The host cannot map it.
     pub fn map(&self) -> Result<GuestMemory, MemoryError> {
-        let memory = memory::map_regions(self.len(), |base, len, offset| {
+        let memory = memory::map_regions(self.bytes(), |base, len, offset| {
             let file = self.files[0]
                 .file()
                 .try_clone()
@@ -96,7 +96,7 @@ impl MemoryImage {
         let over = self.parts.iter().filter(|part| part.file > 0);
         over.clone()
             .try_for_each(|part| self.map_part(&memory, part, &part.pages))
-            .map_err(|error| memory::cannot_map(self.len(), &error))?;
+            .map_err(|error| memory::cannot_map(self.bytes(), &error))?;
         memory::keep_out_of_dumps(&memory);
         Ok(memory)
     }
@@ -109,11 +109,11 @@ impl MemoryImage {
     /// # Errors
     /// The image is of another size, or the host cannot map it. The guest's memory then is neither the old nor the new.
     pub fn rewind(&self, memory: &GuestMemory, mapped: Option<&Self>) -> io::Result<()> {
-        if total(memory) != self.len() {
+        if total(memory) != self.bytes() {
             return Err(io::Error::other("the guest has another size of memory"));
         }
         if !mapped.is_some_and(|mapped| self.is_same(mapped)) {
-            self.map_over(memory, &PageRanges::all(self.len()))?;
+            self.map_over(memory, &PageRanges::all(self.bytes()))?;
             memory
                 .iter()
                 .for_each(|region| region.get_mmap().bitmap().set_backed());

@@ -276,8 +276,8 @@ impl MemoryFile {
         }
     }
 
-    /// Length in bytes.
-    pub fn len(&self) -> u64 {
+    /// Bytes of guest memory that it is for.
+    pub fn bytes(&self) -> u64 {
         self.len
     }
 

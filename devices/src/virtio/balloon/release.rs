@@ -4,6 +4,7 @@ use std::io;
 
 use libc::c_void;
 use thiserror::Error;
+use vm_memory::bitmap::Bitmap as _;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::PAGE_SIZE;
@@ -35,6 +36,7 @@ pub fn release_pages(memory: &GuestMemory, start: u64, end: u64) -> Result<(), R
         let host = region.as_ptr().wrapping_add(offset as usize);
         // SAFETY: the region has `len` bytes from `offset` on, and its mapping lives as long as `memory`.
         unsafe { discard(host.cast(), len as usize) }?;
+        GuestMemoryRegion::bitmap(region).mark_dirty(offset as usize, len as usize);
         at += len;
     }
     outcome

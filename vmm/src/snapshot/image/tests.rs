@@ -80,7 +80,7 @@ fn a_guest_goes_back_to_an_image_that_it_was_not_mapped_from() {
     assert!(memory.iter().all(|region| region.get_mmap().bitmap().is_backed()));
     fill(&memory, 2, 5);
     // The same file, opened once more.
-    let again = MemoryFile::open(&directory.file("memory"), image.len()).unwrap();
+    let again = MemoryFile::open(&directory.file("memory"), image.bytes()).unwrap();
     let again = MemoryImage::new(again, Vec::new()).unwrap();
     again.rewind(&memory, Some(&image)).unwrap();
     assert!(contents(&memory) == before);
@@ -129,7 +129,7 @@ fn prefaulted_pages_are_there() {
 fn an_image_of_another_size_or_a_chain_too_long_is_refused() {
     let directory = Directory::in_memory("image-refused");
     let (image, before) = snapshot(&directory);
-    let open = || MemoryFile::open(&directory.file("memory"), image.len()).unwrap();
+    let open = || MemoryFile::open(&directory.file("memory"), image.bytes()).unwrap();
     let other = memory::map(crate::config::ByteSize(64 * PAGE_SIZE)).unwrap();
     assert!(image.rewind(&other, None).is_err());
     let diffs = (0..=MAX_DIFFS).map(|_| (open(), PageRanges::default())).collect();
@@ -214,7 +214,7 @@ proptest! {
         image.rewind(&restored, Some(&image)).unwrap();
         prop_assert!(contents(&restored) == contents(&memory));
         // A guest that runs on the first of the chain goes to its end.
-        let first = MemoryFile::open(&directory.file("memory"), image.len()).unwrap();
+        let first = MemoryFile::open(&directory.file("memory"), image.bytes()).unwrap();
         let first = MemoryImage::new(first, Vec::new()).unwrap();
         let other = first.map().unwrap();
         image.rewind(&other, Some(&first)).unwrap();
