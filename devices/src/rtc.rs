@@ -4,8 +4,11 @@
 //! interrupts: a guest reads it once at boot and then keeps time by kvm-clock or the TSC.
 
 use std::ops::ControlFlow;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::bus::{BusDevice, GuestRequest};
 
@@ -16,6 +19,9 @@ const INDEX_PORT: u64 = 0;
 const DATA_PORT: u64 = 1;
 /// The top bit of the index port masks NMIs on a PC and is no part of the index.
 const INDEX_MASK: u8 = 0x7f;
+
+/// Registers and memory together, in bytes.
+const MEMORY: usize = 128;
 
 const SECONDS: u8 = 0x00;
 const MINUTES: u8 = 0x02;
@@ -50,8 +56,22 @@ pub struct Rtc {
 
 struct State {
     index: u8,
-    memory: [u8; 128],
+    memory: [u8; MEMORY],
 }
+
+/// What a guest has written to the clock. The time is the host's, before a snapshot as after it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RtcState {
+    /// The register that the data port shows.
+    pub index: u8,
+    /// All 128 registers, of which those of the time mean nothing.
+    pub memory: Vec<u8>,
+}
+
+/// The state in a snapshot is of no such clock: it is damaged.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the snapshot has {0} registers of the real-time clock instead of {MEMORY}; it is damaged")]
+pub struct RtcStateError(usize);
 
 impl Default for Rtc {
     fn default() -> Self {
@@ -66,12 +86,38 @@ impl Default for Rtc {
 impl Rtc {
     /// A clock that asks `now` for the seconds since 1970-01-01 00:00 UTC.
     fn with_clock(now: fn() -> u64) -> Self {
-        let mut memory = [0; 128];
+        let mut memory = [0; MEMORY];
         memory[usize::from(STATUS_B)] = HOURS_24;
         Self {
             now,
             state: Mutex::new(State { index: 0, memory }),
         }
+    }
+
+    /// What is needed to go on with the clock later.
+    pub fn save(&self) -> RtcState {
+        let state = self.lock();
+        RtcState {
+            index: state.index,
+            memory: state.memory.to_vec(),
+        }
+    }
+
+    /// Puts the clock where another one was.
+    ///
+    /// # Errors
+    /// The state is damaged; nothing has changed.
+    pub fn restore(&self, saved: &RtcState) -> Result<(), RtcStateError> {
+        let memory = saved.memory.as_slice().try_into();
+        *self.lock() = State {
+            index: saved.index & INDEX_MASK,
+            memory: memory.map_err(|_| RtcStateError(saved.memory.len()))?,
+        };
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn register(&self, state: &State) -> u8 {
@@ -111,14 +157,13 @@ impl BusDevice for Rtc {
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let (DATA_PORT, Some(value)) = (offset, data.first_mut()) {
-            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            *value = self.register(&state);
+            *value = self.register(&self.lock());
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> ControlFlow<GuestRequest> {
         if let Some(&value) = data.first() {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.lock();
             if offset == INDEX_PORT {
                 state.index = value & INDEX_MASK;
             } else {
@@ -247,6 +292,32 @@ mod tests {
             VALID,
             "the NMI mask is no part of the index"
         );
+    }
+
+    #[test]
+    fn another_clock_goes_on_with_what_the_guest_has_written() {
+        let rtc = Rtc::with_clock(NEW_YEARS_EVE);
+        set(&rtc, STATUS_B, BINARY | HOURS_24);
+        set(&rtc, 0x40, 0x5a);
+        let saved = rtc.save();
+        let other = Rtc::with_clock(NEW_YEARS_EVE);
+        other.restore(&saved).unwrap();
+        let mut data = [0];
+        other.read(1, &mut data);
+        assert_eq!(data, [0x5a], "the index is still the last one");
+        assert_eq!(get(&other, SECONDS), 58, "the clock is still a binary one");
+    }
+
+    #[test]
+    fn a_damaged_state_is_refused_and_changes_nothing() {
+        let rtc = Rtc::default();
+        set(&rtc, 0x40, 0x5a);
+        let damaged = RtcState {
+            index: 0,
+            memory: vec![0; 127],
+        };
+        assert_eq!(rtc.restore(&damaged), Err(RtcStateError(127)));
+        assert_eq!(get(&rtc, 0x40), 0x5a);
     }
 
     #[test]

@@ -156,7 +156,7 @@ mod tests {
     }
 
     impl Worker for Listener {
-        fn stop(self: Box<Self>) -> Vec<(u16, QueueState)> {
+        fn quiesce(&mut self) -> Vec<(u16, QueueState)> {
             vec![(7, QueueState::default())]
         }
     }
@@ -201,7 +201,7 @@ mod tests {
         let (first, bell, hears) = listener();
         let id = pool.run(first).unwrap();
         let first_thread = thread_of(&bell, &hears);
-        assert_eq!(pool.take_back(id).unwrap().stop().len(), 1);
+        assert_eq!(pool.take_back(id).unwrap().quiesce().len(), 1);
         assert!(pool.take_back(id).is_none());
         bell.write(1).unwrap();
         let (second, second_bell, second_hears) = listener();

@@ -5,8 +5,10 @@
 
 pub(super) mod registers;
 mod signals;
+mod state;
 #[cfg(test)]
 mod tests;
+mod workers;
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,13 +18,13 @@ use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{
-    Activation, GuestMemory, Interrupt, IoThreads, Queue, QueueParts, QueueState, Trouble, VirtioDevice,
-    Worker, WorkerId,
-};
+use super::{GuestMemory, Interrupt, IoThreads, QueueState, Trouble, VirtioDevice};
 use crate::bus::{BusDevice, GuestRequest};
 use registers as reg;
 use signals::Signals;
+use workers::Workers;
+
+pub use state::{SignalsState, TransportState};
 
 /// Bytes of guest-physical space that a device takes: a page, so that a guest can map each on its own.
 pub const MMIO_SIZE: u64 = 0x1000;
@@ -52,7 +54,7 @@ struct State {
     driver_features: u64,
     queue_select: u32,
     queues: Vec<QueueState>,
-    workers: Vec<WorkerId>,
+    workers: Workers,
 }
 
 impl State {
@@ -69,7 +71,7 @@ impl State {
             driver_features: 0,
             queue_select: 0,
             queues: queue_sizes.iter().map(queue).collect(),
-            workers: Vec::new(),
+            workers: Workers::None,
         }
     }
 
@@ -261,62 +263,6 @@ impl MmioTransport {
             return true;
         }
         false
-    }
-
-    fn start(&self, state: &mut State) -> io::Result<()> {
-        let features = state.driver_features;
-        let queues = (0..).zip(&state.queues).map(|(index, queue)| {
-            let wanted = queue.ready.then(|| self.queue(index, *queue, features));
-            wanted.transpose()
-        });
-        let workers = self.device.start(Activation {
-            features,
-            queues: queues.collect::<io::Result<_>>()?,
-            interrupt: self.signals.clone(),
-        })?;
-        for worker in workers {
-            match self.threads.run(worker) {
-                Ok(id) => state.workers.push(id),
-                Err(error) => {
-                    self.stop(state);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn queue(&self, index: u16, state: QueueState, features: u64) -> io::Result<Queue> {
-        let has = |bit: u32| features & 1 << bit != 0;
-        let parts = QueueParts {
-            index,
-            memory: self.memory.clone(),
-            doorbell: self.doorbells[usize::from(index)].try_clone()?,
-            interrupt: self.signals.clone(),
-            indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
-        };
-        let state = QueueState {
-            event_idx_enabled: has(VIRTIO_RING_F_EVENT_IDX),
-            ..state
-        };
-        let invalid = |error| {
-            let why = format!("queue {index} is malformed: {error}");
-            io::Error::new(io::ErrorKind::InvalidInput, why)
-        };
-        Queue::new(state, parts).map_err(invalid)
-    }
-
-    /// Stops the workers; the queues stay where they have come to.
-    fn stop(&self, state: &mut State) {
-        let workers = state
-            .workers
-            .drain(..)
-            .filter_map(|id| self.threads.take_back(id));
-        for (index, queue) in workers.flat_map(Worker::stop) {
-            if let Some(place) = state.queues.get_mut(usize::from(index)) {
-                *place = queue;
-            }
-        }
     }
 
     fn reset(&self, state: &mut State) {

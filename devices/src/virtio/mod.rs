@@ -18,7 +18,12 @@
 //! of its queues when [`VirtioDevice::start`] gives them to it, and makes [`Worker`]s of them.
 //!
 //! A **worker** serves one queue, or several that belong together, on an I/O thread. It shares no lock with the
-//! vCPUs: what it tells the guest goes through [`Interrupt`], and it is taken off its thread to be stopped.
+//! vCPUs: what it tells the guest goes through [`Interrupt`], and it is taken off its thread to be brought to rest
+//! ([`Worker::quiesce`]). From there it goes back on a thread, or is dropped.
+//!
+//! A **snapshot** has of a device what the guest can see of it: the transport's registers, the queues' positions and the
+//! device's own [`DeviceState`]. Whatever the device has on the host is not in it, and what the guest sees of that
+//! (sockets that are gone, another size) the device tells its driver when it goes on.
 
 pub mod balloon;
 pub mod block;
@@ -30,6 +35,7 @@ pub mod net;
 mod poll;
 mod queue;
 pub mod rng;
+mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod vsock;
@@ -38,9 +44,10 @@ mod worker;
 pub use chain::Chain;
 pub use dirty::DirtyMap;
 pub use interrupt::{Interrupt, Trouble};
-pub use mmio::{MMIO_SIZE, MmioTransport, NOTIFY_OFFSET};
+pub use mmio::{MMIO_SIZE, MmioTransport, NOTIFY_OFFSET, SignalsState, TransportState};
 pub use poll::Poll;
 pub use queue::{Queue, QueueError, QueueParts, QueueState};
+pub use state::{DeviceState, Difference, StateError};
 pub use worker::{IoThreads, Worker, WorkerId, forget, watch};
 
 use std::io;
@@ -82,12 +89,23 @@ pub trait VirtioDevice: Send + Sync {
 
     /// The driver is ready (§3.1.1 step 8): makes the workers that will serve its queues.
     ///
-    /// Called when the device does not run: first, or after all workers of the last start were stopped. The queues
+    /// Called when the device does not run: first, or after all workers of the last start were quiesced and dropped. The queues
     /// lie in guest memory as a whole, which the transport has checked. A queue that the device cannot do without
     /// and that is not there is an [`ErrorKind::InvalidInput`](io::ErrorKind), as is whatever else the guest did
     /// wrong; any other error is the host's. After an error the device does not run and the transport has told
     /// the guest to reset it.
     fn start(&self, activation: Activation) -> io::Result<Vec<Box<dyn Worker>>>;
+
+    /// What the guest can see of the device beside its queues, or has set. Called while the workers are quiet.
+    fn save(&self) -> DeviceState;
+
+    /// Takes the place of a device in that state. Called before [`start`](Self::start), which then is to go on with the
+    /// driver that the state's device had: the queues stand where that one left them. If the guest would notice that
+    /// it is another device, and can be told so, the device tells it once it has started.
+    ///
+    /// # Errors
+    /// The guest would notice, and cannot be told. The device is not started then.
+    fn restore(&self, state: &DeviceState) -> Result<(), Difference>;
 }
 
 /// What a device is started with.

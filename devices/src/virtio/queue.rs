@@ -3,6 +3,8 @@
 //! The rings' indices and notification fields are virtio-queue's business; walking a chain is [`Chain`]'s, which unlike
 //! virtio-queue's own iterator says what is wrong with a malformed one instead of ending it early.
 
+mod state;
+
 use std::io;
 use std::num::Wrapping;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Chain, GuestMemory, Interrupt};
 
-pub use virtio_queue::QueueState;
+pub use state::QueueState;
 
 /// What a driver did that a queue cannot go on from.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -101,7 +103,8 @@ impl Queue {
     pub fn new(state: QueueState, parts: QueueParts) -> Result<Self, QueueError> {
         check_alignment(&state)?;
         let size = state.size;
-        let ring = virtio_queue::Queue::try_from(state).map_err(|_| QueueError::Size(size))?;
+        let ring = virtio_queue::Queue::try_from(virtio_queue::QueueState::from(state))
+            .map_err(|_| QueueError::Size(size))?;
         if !ring.is_valid(&parts.memory) {
             return Err(QueueError::NotInMemory);
         }
@@ -303,7 +306,7 @@ impl Queue {
 
     /// What is needed to go on with the same queue later.
     pub fn state(&self) -> QueueState {
-        self.ring.state()
+        self.ring.state().into()
     }
 }
 

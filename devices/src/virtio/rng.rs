@@ -8,7 +8,9 @@ use std::io;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
-use super::{Activation, Chain, Queue, QueueState, VirtioDevice, Worker, forget, watch};
+use super::{
+    Activation, Chain, DeviceState, Difference, Queue, QueueState, VirtioDevice, Worker, forget, watch,
+};
 
 const QUEUE_SIZES: [u16; 1] = [64];
 /// Most bytes that one request gets. A driver asks again for more, and the thread serves others in between.
@@ -35,6 +37,17 @@ impl VirtioDevice for Rng {
     }
 
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Rng
+    }
+
+    fn restore(&self, state: &DeviceState) -> Result<(), Difference> {
+        match state {
+            DeviceState::Rng => Ok(()),
+            _ => Err(Difference::Kind),
+        }
+    }
 
     fn start(&self, mut activation: Activation) -> io::Result<Vec<Box<dyn Worker>>> {
         let queue = activation.take(0)?;
@@ -82,7 +95,7 @@ impl MutEventSubscriber for RngWorker {
 }
 
 impl Worker for RngWorker {
-    fn stop(self: Box<Self>) -> Vec<(u16, QueueState)> {
+    fn quiesce(&mut self) -> Vec<(u16, QueueState)> {
         vec![(self.queue.index(), self.queue.state())]
     }
 }

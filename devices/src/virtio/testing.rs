@@ -385,7 +385,7 @@ impl Started {
     /// Stops the workers; returns the queues' states by index.
     pub fn stop(&mut self) -> Vec<(u16, QueueState)> {
         let workers = self.ids.drain(..).filter_map(|id| self.turns.take_back(id));
-        workers.flat_map(Worker::stop).collect()
+        workers.flat_map(|mut worker| worker.quiesce()).collect()
     }
 }
 

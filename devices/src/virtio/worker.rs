@@ -14,10 +14,15 @@ use super::QueueState;
 /// neither waits. A worker whose queue is faulty tells [`Interrupt::needs_reset`](super::Interrupt::needs_reset)
 /// and unregisters everything; it stays where it is until it is stopped.
 pub trait Worker: MutEventSubscriber + Send {
-    /// Ends the work: called off the I/O thread, after everything has been unregistered. Requests in flight are
-    /// finished and their completions in the used ring when it returns; what the driver has made available since is
-    /// not touched. Returns exactly what is needed to start the same queues again, by queue index.
-    fn stop(self: Box<Self>) -> Vec<(u16, QueueState)>;
+    /// Brings the work to rest: called off the I/O thread, after everything has been unregistered. When it returns, nothing
+    /// of the worker's touches guest memory any more: requests in flight are finished, their completions are in the used
+    /// ring, and the driver has been told of those that it wants to hear of; what was only popped is put back, and what
+    /// the driver has made available since is not touched. So nothing is lost, and nothing will be done twice.
+    ///
+    /// Returns exactly what is needed to start the same queues again, by queue index. Afterwards the worker is put on a
+    /// thread again, where `init` registers everything that it waits for anew and all that it had on the host lives on;
+    /// or it is dropped.
+    fn quiesce(&mut self) -> Vec<(u16, QueueState)>;
 }
 
 /// A worker on an I/O thread.

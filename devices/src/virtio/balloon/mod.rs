@@ -11,15 +11,16 @@ mod tests;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
 use super::{
-    Activation, Chain, Queue, QueueError, QueueState, Trouble, VirtioDevice, Worker, forget,
-    read_config_bytes, watch,
+    Activation, Chain, DeviceState, Difference, Queue, QueueError, QueueState, Trouble, VirtioDevice, Worker,
+    forget, read_config_bytes, watch,
 };
 use pages::PageList;
 use stats::StatsPoll;
@@ -64,6 +65,17 @@ pub struct Balloon {
     options: BalloonOptions,
     /// Pages that the driver says it has handed over.
     actual: Arc<AtomicU32>,
+    /// The driver has been asked for another number of pages, before it had this balloon: it is to be told.
+    asks_anew: AtomicBool,
+}
+
+/// What the driver of a balloon knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonState {
+    /// Pages that it was asked for, of [`PAGE_SIZE`] bytes.
+    pub pages: u32,
+    /// Pages that it says it has handed over.
+    pub actual: u32,
 }
 
 impl Balloon {
@@ -72,6 +84,7 @@ impl Balloon {
         Self {
             options,
             actual: Arc::default(),
+            asks_anew: AtomicBool::new(false),
         }
     }
 
@@ -131,9 +144,30 @@ impl VirtioDevice for Balloon {
 
     fn reset(&self) {
         self.actual.store(0, Ordering::Relaxed);
+        self.asks_anew.store(false, Ordering::Relaxed);
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Balloon(BalloonState {
+            pages: self.options.pages,
+            actual: self.actual.load(Ordering::Relaxed),
+        })
+    }
+
+    fn restore(&self, state: &DeviceState) -> Result<(), Difference> {
+        let DeviceState::Balloon(state) = state else {
+            return Err(Difference::Kind);
+        };
+        self.actual.store(state.actual, Ordering::Relaxed);
+        let is_asked_anew = state.pages != self.options.pages;
+        self.asks_anew.store(is_asked_anew, Ordering::Relaxed);
+        Ok(())
     }
 
     fn start(&self, mut activation: Activation) -> io::Result<Vec<Box<dyn Worker>>> {
+        if self.asks_anew.swap(false, Ordering::Relaxed) {
+            activation.interrupt.config_changed();
+        }
         let (inflate, deflate) = (activation.take(INFLATE)?, activation.take(DEFLATE)?);
         let stats = match self.options.stats.filter(|_| activation.has(F_STATS_VQ)) {
             Some(interval) => {
@@ -241,9 +275,9 @@ impl MutEventSubscriber for BalloonWorker {
 }
 
 impl Worker for BalloonWorker {
-    fn stop(mut self: Box<Self>) -> Vec<(u16, QueueState)> {
+    fn quiesce(&mut self) -> Vec<(u16, QueueState)> {
         if let Some(stats) = &mut self.stats {
-            stats.give_back();
+            stats.put_back();
         }
         self.queues()
             .map(|(_, queue)| (queue.index(), queue.state()))

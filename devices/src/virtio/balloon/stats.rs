@@ -102,10 +102,12 @@ impl StatsPoll {
         Ok(())
     }
 
-    /// Gives the driver its buffer back for good.
-    pub fn give_back(&mut self) {
-        // The head came from this queue, so the queue takes it.
-        let _ = self.return_held();
+    /// Puts the driver's buffer back into the available ring, as if it had not been taken: who goes on with the queue
+    /// finds it there. It was the last that was taken.
+    pub fn put_back(&mut self) {
+        if self.held.take().is_some() {
+            self.queue.undo_pop();
+        }
     }
 
     fn return_held(&mut self) -> Result<(), QueueError> {

@@ -3,6 +3,7 @@
 mod config;
 pub mod request;
 mod slots;
+mod state;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -14,11 +15,13 @@ use tracing::info;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::{Activation, Queue, VirtioDevice, Worker, read_config_bytes};
+use super::{Activation, DeviceState, Difference, Queue, VirtioDevice, Worker, read_config_bytes};
 use crate::disk::{Engine, EngineKind, Image};
 use crate::rate_limit::RateLimit;
 use request::ID_BYTES;
 use worker::{BlockWorker, Setup};
+
+pub use state::BlockState;
 
 /// Entries of each queue.
 const QUEUE_SIZE: u16 = 256;
@@ -117,6 +120,17 @@ impl VirtioDevice for Block {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         read_config_bytes(&config::space(&self.image, self.queues()), offset, data);
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Block(BlockState::of(&self.image))
+    }
+
+    fn restore(&self, state: &DeviceState) -> Result<(), Difference> {
+        match state {
+            DeviceState::Block(state) => state.check(&BlockState::of(&self.image)),
+            _ => Err(Difference::Kind),
+        }
     }
 
     fn start(&self, mut activation: Activation) -> io::Result<Vec<Box<dyn Worker>>> {

@@ -322,6 +322,21 @@ impl BlockWorker {
         }
     }
 
+    /// Ends what is under way.
+    fn finish(&mut self) {
+        while !self.slots.is_empty() {
+            let ended = match self.give_back() {
+                Ok(true) => continue,
+                Ok(false) => self.engine.wait(),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = ended {
+                // What is still under way ends before the engine goes.
+                return self.queue.interrupt().needs_reset(&error);
+            }
+        }
+    }
+
     /// Everything that the worker waits for.
     fn events(&self) -> impl Iterator<Item = (RawFd, u32)> + '_ {
         // One worker looks after the image.
@@ -368,15 +383,8 @@ impl MutEventSubscriber for BlockWorker {
 }
 
 impl Worker for BlockWorker {
-    fn stop(mut self: Box<Self>) -> Vec<(u16, QueueState)> {
-        while !self.slots.is_empty() {
-            match self.give_back() {
-                Ok(true) => {}
-                Ok(false) if self.engine.wait().is_ok() => {}
-                // What is still under way ends before the engine goes.
-                _ => break,
-            }
-        }
+    fn quiesce(&mut self) -> Vec<(u16, QueueState)> {
+        self.finish();
         self.queue.signal();
         vec![(self.queue.index(), self.queue.state())]
     }

@@ -3,11 +3,23 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::registers as reg;
 use crate::virtio::{Interrupt, Trouble};
+
+/// What the driver has been told, as a snapshot has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalsState {
+    /// InterruptStatus (§4.2.2): what the driver has not acknowledged yet.
+    pub interrupt_status: u32,
+    /// DEVICE_NEEDS_RESET (§2.1).
+    pub needs_reset: bool,
+    /// ConfigGeneration (§4.2.2).
+    pub generation: u32,
+}
 
 pub(super) struct Signals {
     name: String,
@@ -43,9 +55,13 @@ impl Signals {
         self.generation.load(Ordering::SeqCst)
     }
 
+    pub(super) fn has_needs_reset(&self) -> bool {
+        self.needs_reset.load(Ordering::SeqCst)
+    }
+
     /// The part of the status that is the device's to set.
     pub(super) fn status_bits(&self) -> u32 {
-        if self.needs_reset.load(Ordering::SeqCst) {
+        if self.has_needs_reset() {
             reg::DEVICE_NEEDS_RESET
         } else {
             0
@@ -58,11 +74,38 @@ impl Signals {
         self.interrupt_status.store(0, Ordering::SeqCst);
     }
 
+    pub(super) fn save(&self) -> SignalsState {
+        SignalsState {
+            interrupt_status: self.interrupt_status(),
+            needs_reset: self.has_needs_reset(),
+            generation: self.generation(),
+        }
+    }
+
+    pub(super) fn restore(&self, state: &SignalsState) {
+        self.interrupt_status
+            .store(state.interrupt_status, Ordering::SeqCst);
+        self.needs_reset.store(state.needs_reset, Ordering::SeqCst);
+        self.generation.store(state.generation, Ordering::SeqCst);
+    }
+
+    /// Raises the line if the driver has something to acknowledge.
+    pub(super) fn raise_again(&self) {
+        if self.interrupt_status() != 0 {
+            self.raise();
+        }
+    }
+
+    #[inline]
+    fn raise(&self) {
+        // Fails only when the counter is full, and then the interrupt is on its way.
+        let _ = self.line.write(1);
+    }
+
     #[inline]
     fn interrupt(&self, bit: u32) {
         self.interrupt_status.fetch_or(bit, Ordering::SeqCst);
-        // Fails only when the counter is full, and then the interrupt is on its way.
-        let _ = self.line.write(1);
+        self.raise();
     }
 }
 

@@ -6,7 +6,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::virtio::rng::Rng;
-use crate::virtio::testing::{ACKNOWLEDGE, Buffer, DRIVER, Driver, DriverQueue, RUNNING, memory};
+use crate::virtio::testing::{Buffer, DriverQueue, Line, Turns, memory};
+use crate::virtio::{Activation, DeviceState, Difference, Worker};
 
 const MEMORY: usize = 0x1_0000;
 const QUEUE: u64 = 0x1000;
@@ -207,6 +208,14 @@ impl VirtioDevice for Notebook {
 
     fn reset(&self) {
         self.resets.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Rng
+    }
+
+    fn restore(&self, _state: &DeviceState) -> Result<(), Difference> {
+        Ok(())
     }
 
     fn start(&self, _activation: Activation) -> io::Result<Vec<Box<dyn Worker>>> {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_net::{
@@ -24,14 +25,20 @@ struct Pairs {
     tap: Arc<Tap>,
     /// Of the pairs that the driver has set up.
     switches: Vec<Arc<Switch>>,
+    in_use: Arc<AtomicU16>,
 }
 
 impl Control {
-    pub fn new(queue: Queue, tap: Arc<Tap>, switches: Vec<Arc<Switch>>) -> Self {
+    /// `in_use` is how many the driver uses, which the worker sets.
+    pub fn new(queue: Queue, tap: Arc<Tap>, switches: Vec<Arc<Switch>>, in_use: Arc<AtomicU16>) -> Self {
         Self {
             chain: Chain::new(queue.size()),
             queue,
-            pairs: Pairs { tap, switches },
+            pairs: Pairs {
+                tap,
+                switches,
+                in_use,
+            },
         }
     }
 }
@@ -44,11 +51,14 @@ impl Pairs {
         if !chain.read(0, &mut command) || command[..2] != COMMAND {
             return false;
         }
-        let pairs = u16::from_le_bytes([command[2], command[3]]).into();
-        if !(1..=self.switches.len()).contains(&pairs) {
+        let pairs = u16::from_le_bytes([command[2], command[3]]);
+        if !(1..=self.switches.len()).contains(&pairs.into()) {
             return false;
         }
-        let set = self.use_pairs(pairs);
+        let set = self.use_pairs(pairs.into());
+        if set.is_ok() {
+            self.in_use.store(pairs, Ordering::Relaxed);
+        }
         set.inspect_err(|error| {
             let what = format_args!("cannot turn the tap's queues on or off: {error}");
             queue.interrupt().report(Trouble::Host, &what);
@@ -99,7 +109,7 @@ impl MutEventSubscriber for Control {
 }
 
 impl Worker for Control {
-    fn stop(self: Box<Self>) -> Vec<(u16, QueueState)> {
+    fn quiesce(&mut self) -> Vec<(u16, QueueState)> {
         vec![(self.queue.index(), self.queue.state())]
     }
 }

@@ -25,12 +25,14 @@ mod tx;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use libc::iovec;
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::*;
 
-use super::{Activation, Queue, VirtioDevice, Worker, read_config_bytes};
+use super::{Activation, DeviceState, Difference, Queue, VirtioDevice, Worker, read_config_bytes};
 use crate::rate_limit::RateLimit;
 use control::Control;
 use frames::Frames;
@@ -80,6 +82,10 @@ pub struct Net {
     limits: [Arc<RateLimit>; 2],
     queue_sizes: Vec<u16>,
     link: Arc<Link>,
+    /// Pairs that the driver uses.
+    pairs_in_use: Arc<AtomicU16>,
+    /// The driver knows another status of the link, before it had this network: it is to be told.
+    link_has_changed: AtomicBool,
 }
 
 /// What a network is beside its end on the host.
@@ -93,6 +99,17 @@ pub struct NetOptions {
     pub rx_limit: RateLimit,
     /// The limit on what the guest sends.
     pub tx_limit: RateLimit,
+}
+
+/// What a guest remembers of a network. Its address is not in it: each copy of a guest has another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetState {
+    /// Bytes that a frame carries.
+    pub mtu: u16,
+    /// Whether the link was up.
+    pub link_up: bool,
+    /// Queue pairs that the driver uses.
+    pub pairs: u16,
 }
 
 /// The host's end.
@@ -123,11 +140,18 @@ impl Net {
             limits: [options.rx_limit.into(), options.tx_limit.into()],
             queue_sizes: vec![QUEUE_SIZE; queues],
             link: Arc::new(Link::new()),
+            pairs_in_use: Arc::new(AtomicU16::new(1)),
+            link_has_changed: AtomicBool::new(false),
         }
     }
 
     fn has_several_pairs(&self) -> bool {
         self.queue_sizes.len() > 2
+    }
+
+    /// Bytes that a frame carries.
+    fn mtu(&self) -> u16 {
+        self.mtu.unwrap_or(DEFAULT_MTU)
     }
 
     /// §5.1.4, `virtio_net_config` up to `mtu`.
@@ -137,7 +161,7 @@ impl Net {
         config[6..8].copy_from_slice(&self.link.status().to_le_bytes());
         let pairs = (self.queue_sizes.len() / 2) as u16;
         config[8..10].copy_from_slice(&pairs.to_le_bytes());
-        config[10..].copy_from_slice(&self.mtu.unwrap_or(DEFAULT_MTU).to_le_bytes());
+        config[10..].copy_from_slice(&self.mtu().to_le_bytes());
         config
     }
 
@@ -152,7 +176,7 @@ impl Net {
         let largest = if features & LARGE_RECEIVE != 0 {
             MAX_FRAME
         } else {
-            ETHERNET + usize::from(self.mtu.unwrap_or(DEFAULT_MTU).max(DEFAULT_MTU))
+            ETHERNET + usize::from(self.mtu().max(DEFAULT_MTU))
         };
         let setup = pair::Setup {
             mergeable: features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0,
@@ -173,14 +197,14 @@ impl Net {
         let mut workers = Vec::new();
         let mut switches = Vec::new();
         for (index, queue) in tap.queues().iter().enumerate() {
-            // Until the driver says how many pairs it uses, it is one (§5.1.5).
+            let is_used = index < usize::from(self.pairs_in_use.load(Ordering::Relaxed));
             if index > 0 && self.link.is_up() {
-                queue.set_enabled(false)?;
+                queue.set_enabled(is_used)?;
             }
             let there = index == 0 || several && activation.queues[2 * index].is_some();
             if there && switches.len() == index {
                 let queues = [activation.take(2 * index)?, activation.take(2 * index + 1)?];
-                let switch = Arc::new(Switch::new(index == 0)?);
+                let switch = Arc::new(Switch::new(index == 0 || is_used)?);
                 workers.push(self.pair(features, queues, queue.clone(), switch.clone())?);
                 switches.push(switch);
             }
@@ -189,7 +213,12 @@ impl Net {
             // §5.1.2: behind all pairs that there can be.
             let index = if several { 2 * tap.queues().len() } else { 2 };
             let queue = activation.take(index)?;
-            workers.push(Box::new(Control::new(queue, tap.clone(), switches)));
+            workers.push(Box::new(Control::new(
+                queue,
+                tap.clone(),
+                switches,
+                self.pairs_in_use.clone(),
+            )));
         }
         Ok(workers)
     }
@@ -229,7 +258,39 @@ impl VirtioDevice for Net {
         read_config_bytes(&self.config(), offset, data);
     }
 
+    fn reset(&self) {
+        self.pairs_in_use.store(1, Ordering::Relaxed);
+        self.link_has_changed.store(false, Ordering::Relaxed);
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Net(NetState {
+            mtu: self.mtu(),
+            link_up: self.link.is_up(),
+            pairs: self.pairs_in_use.load(Ordering::Relaxed),
+        })
+    }
+
+    fn restore(&self, state: &DeviceState) -> Result<(), Difference> {
+        let DeviceState::Net(state) = state else {
+            return Err(Difference::Kind);
+        };
+        if state.mtu != self.mtu() {
+            return Err(Difference::Mtu {
+                snapshot: state.mtu,
+                here: self.mtu(),
+            });
+        }
+        self.pairs_in_use.store(state.pairs, Ordering::Relaxed);
+        let link_has_changed = state.link_up != self.link.is_up();
+        self.link_has_changed.store(link_has_changed, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn start(&self, mut activation: Activation) -> io::Result<Vec<Box<dyn Worker>>> {
+        if self.link_has_changed.swap(false, Ordering::Relaxed) {
+            activation.interrupt.config_changed();
+        }
         match &self.backend {
             Backend::Tap(tap) => self.start_on_tap(tap, activation),
             Backend::Stream(socket) => {

@@ -334,8 +334,9 @@ impl<F: Frames> MutEventSubscriber for Pair<F> {
 }
 
 impl<F: Frames> Worker for Pair<F> {
-    fn stop(mut self: Box<Self>) -> Vec<(u16, QueueState)> {
+    fn quiesce(&mut self) -> Vec<(u16, QueueState)> {
         self.rx.put_back();
+        self.watched = None;
         let queues = [&self.rx.queue, &self.tx.queue];
         queues.map(|queue| (queue.index(), queue.state())).into()
     }

@@ -20,9 +20,10 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
-use super::{Activation, VirtioDevice, Worker, read_config_bytes};
+use super::{Activation, DeviceState, Difference, VirtioDevice, Worker, read_config_bytes};
 use switchboard::{HostSide, Switchboard};
 use worker::VsockWorker;
 
@@ -69,6 +70,13 @@ impl Vsock {
     }
 }
 
+/// What a guest remembers of the device, beside streams, which a snapshot does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockState {
+    /// Its CID.
+    pub cid: u64,
+}
+
 impl VirtioDevice for Vsock {
     fn name(&self) -> &str {
         "vsock"
@@ -88,6 +96,17 @@ impl VirtioDevice for Vsock {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         read_config_bytes(&self.cid.to_le_bytes(), offset, data);
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Vsock(VsockState { cid: self.cid })
+    }
+
+    fn restore(&self, state: &DeviceState) -> Result<(), Difference> {
+        match state {
+            DeviceState::Vsock(_) => Ok(()),
+            _ => Err(Difference::Kind),
+        }
     }
 
     fn start(&self, mut activation: Activation) -> io::Result<Vec<Box<dyn Worker>>> {

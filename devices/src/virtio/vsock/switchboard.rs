@@ -66,11 +66,33 @@ impl Switchboard {
         }
     }
 
+    /// Has the event loop wait for everything that there is to hear, after it has waited for nothing.
+    pub fn watch_all(&mut self, ops: &mut EventOps) {
+        self.listen(ops);
+        for (number, handshake) in (0u32..).zip(&self.handshakes) {
+            if let Some(handshake) = handshake {
+                watch(ops, handshake.socket(), EventSet::IN, token::HANDSHAKES + number);
+            }
+        }
+        for (number, connection) in self.table.all_mut() {
+            let interest = connection.interest(self.guest_has_buffers);
+            set_watched(connection, number, interest, ops);
+        }
+    }
+
     /// Takes host programs in from now on.
     pub fn listen(&mut self, ops: &mut EventOps) {
         if !self.listening {
             watch(ops, &self.host.listener, EventSet::IN, token::LISTENER);
             self.listening = true;
+        }
+    }
+
+    /// The event loop waits for nothing any more.
+    pub fn forget_watched(&mut self) {
+        self.listening = false;
+        for (_, connection) in self.table.all_mut() {
+            connection.watched = None;
         }
     }
 

@@ -74,6 +74,11 @@ impl Table {
         }
     }
 
+    pub fn all_mut(&mut self) -> impl Iterator<Item = (usize, &mut Connection)> {
+        let all = self.connections.iter_mut().enumerate();
+        all.filter_map(|(number, place)| Some((number, place.as_mut()?)))
+    }
+
     pub fn drain(&mut self) -> impl Iterator<Item = Connection> {
         self.numbers.clear();
         self.free.clear();

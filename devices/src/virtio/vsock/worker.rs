@@ -124,7 +124,7 @@ impl MutEventSubscriber for VsockWorker {
     fn init(&mut self, ops: &mut EventOps) {
         watch(ops, self.receive.doorbell(), EventSet::IN, token::RECEIVE);
         watch(ops, self.transmit.doorbell(), EventSet::IN, token::TRANSMIT);
-        self.switchboard.listen(ops);
+        self.switchboard.watch_all(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
@@ -136,7 +136,8 @@ impl MutEventSubscriber for VsockWorker {
 }
 
 impl Worker for VsockWorker {
-    fn stop(self: Box<Self>) -> Vec<(u16, QueueState)> {
+    fn quiesce(&mut self) -> Vec<(u16, QueueState)> {
+        self.switchboard.forget_watched();
         let queues = [Some(&self.receive), Some(&self.transmit), self.event.as_ref()];
         queues
             .into_iter()
