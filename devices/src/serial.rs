@@ -7,6 +7,10 @@
 //! Where output goes may take none for as long as it likes (a pager, a stopped reader). That holds up the vCPU that
 //! prints and nobody else: the registers and the output have a lock each.
 
+mod state;
+#[cfg(test)]
+mod tests;
+
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
@@ -17,6 +21,8 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{BusDevice, GuestRequest};
+
+pub use state::{SerialState, SerialStateError};
 
 /// The number of ports.
 pub const PORTS: u64 = 8;
@@ -130,6 +136,28 @@ impl SerialPort {
         }
     }
 
+    /// What is needed to go on with the port later. What the guest has printed is with the writer; what it has not read is
+    /// in the state.
+    pub fn save(&self) -> SerialState {
+        self.lock().state().into()
+    }
+
+    /// Puts the port where another one was. An interrupt that the guest has not answered is raised again, and if it
+    /// listens, who has input is told that there is room.
+    ///
+    /// # Errors
+    /// The state is damaged, and nothing has changed; or the host has no descriptor left.
+    pub fn restore(&self, saved: &SerialState) -> Result<(), SerialStateError> {
+        let mut uart = self.lock();
+        let interrupt = Doorbell(uart.interrupt_evt().0.try_clone()?);
+        let room = Doorbell(uart.events().0.try_clone()?);
+        *uart = Serial::from_state(&saved.into(), interrupt, room, Sent::default())?;
+        if listens(&uart) {
+            uart.events().in_buffer_empty();
+        }
+        Ok(())
+    }
+
     fn print(&self, value: u8) {
         let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = {
@@ -182,192 +210,5 @@ impl BusDevice for SerialPort {
             _ => {}
         }
         ControlFlow::Continue(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::mpsc::{Receiver, Sender, channel};
-    use std::thread;
-    use std::time::Duration;
-
-    use vmm_sys_util::eventfd::EFD_NONBLOCK;
-
-    use super::*;
-
-    const DATA: u64 = 0;
-    const LSR: u64 = 5;
-    const LSR_DATA_READY: u8 = 1;
-
-    struct Sink(Sender<u8>);
-
-    impl Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            bytes.iter().for_each(|byte| self.0.send(*byte).unwrap());
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    struct Rig {
-        port: Arc<SerialPort>,
-        interrupt: EventFd,
-        room: EventFd,
-        out: Receiver<u8>,
-    }
-
-    fn rig() -> Rig {
-        let (interrupt, room) = (
-            EventFd::new(EFD_NONBLOCK).unwrap(),
-            EventFd::new(EFD_NONBLOCK).unwrap(),
-        );
-        let (sink, out) = channel();
-        let port = SerialPort::new(
-            interrupt.try_clone().unwrap(),
-            room.try_clone().unwrap(),
-            Box::new(Sink(sink)),
-        );
-        Rig {
-            port: Arc::new(port),
-            interrupt,
-            room,
-            out,
-        }
-    }
-
-    impl Rig {
-        fn write(&self, offset: u64, value: u8) {
-            assert_eq!(self.port.write(offset, &[value]), ControlFlow::Continue(()));
-        }
-
-        fn read(&self, offset: u64) -> u8 {
-            let mut data = [0xaa];
-            self.port.read(offset, &mut data);
-            data[0]
-        }
-
-        fn listen(&self) {
-            self.write(MCR.into(), MCR_RTS);
-            self.write(IER.into(), IER_RECEIVE);
-        }
-
-        fn drain(&self) -> Vec<u8> {
-            std::iter::from_fn(|| (self.read(LSR) & LSR_DATA_READY != 0).then(|| self.read(DATA))).collect()
-        }
-    }
-
-    #[test]
-    fn output_goes_to_the_writer() {
-        let rig = rig();
-        b"hello".iter().for_each(|byte| rig.write(DATA, *byte));
-        assert_eq!(rig.out.try_iter().collect::<Vec<_>>(), b"hello");
-    }
-
-    /// Says that it was called and returns only when it is let go.
-    struct Stuck {
-        called: Sender<()>,
-        release: Receiver<()>,
-    }
-
-    impl Write for Stuck {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.called.send(()).unwrap();
-            self.release.recv().unwrap();
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn output_that_is_stuck_holds_up_who_prints_and_nobody_else() {
-        let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();
-        let (called, was_called) = channel();
-        let (let_go, release) = channel();
-        let port = SerialPort::new(eventfd(), eventfd(), Box::new(Stuck { called, release }));
-        assert_eq!(port.write(MCR.into(), &[MCR_RTS]), ControlFlow::Continue(()));
-        assert_eq!(port.write(IER.into(), &[IER_RECEIVE]), ControlFlow::Continue(()));
-        let (taken, was_taken) = channel();
-        let taken = thread::scope(|scope| {
-            scope.spawn(|| port.write(DATA, b"x"));
-            was_called.recv().unwrap();
-            scope.spawn(|| taken.send(port.feed(b"ab")).unwrap());
-            let taken = was_taken.recv_timeout(Duration::from_secs(10));
-            let_go.send(()).unwrap();
-            taken
-        });
-        assert_eq!(taken, Ok(2));
-    }
-
-    #[test]
-    fn input_waits_until_the_guest_listens() {
-        let rig = rig();
-        assert_eq!(rig.port.feed(b"abc"), 0);
-        rig.write(IER.into(), IER_RECEIVE);
-        assert_eq!(rig.port.feed(b"abc"), 0, "RTS is not held");
-        assert!(rig.room.read().is_err(), "nothing says there is room");
-        rig.write(MCR.into(), MCR_RTS);
-        assert_eq!(rig.room.read().unwrap(), 1);
-        assert_eq!(rig.port.feed(b"abc"), 3);
-        assert!(rig.interrupt.read().unwrap() >= 1);
-        assert_eq!(rig.drain(), b"abc");
-    }
-
-    #[test]
-    fn no_byte_of_a_long_input_is_lost_or_reordered() {
-        let rig = rig();
-        rig.listen();
-        let input: Vec<u8> = (0..1000u32).map(|n| n as u8).collect();
-        let (mut fed, mut got) = (0, Vec::new());
-        while got.len() < input.len() {
-            let taken = rig.port.feed(&input[fed..]);
-            assert!(taken > 0, "a drained FIFO takes input");
-            fed += taken;
-            got.extend(rig.drain());
-            assert!(rig.room.read().is_ok(), "a drained FIFO says there is room");
-        }
-        assert_eq!(got, input);
-    }
-
-    #[test]
-    fn dropping_rts_holds_input_back_and_raising_it_asks_for_more() {
-        let rig = rig();
-        rig.listen();
-        rig.write(MCR.into(), 0);
-        let _ = rig.room.read();
-        assert_eq!(rig.port.feed(b"held"), 0);
-        rig.write(MCR.into(), MCR_RTS);
-        assert!(rig.room.read().is_ok());
-        assert_eq!(rig.port.feed(b"held"), 4);
-    }
-
-    #[test]
-    fn a_port_in_loopback_takes_no_input() {
-        let rig = rig();
-        rig.listen();
-        rig.write(MCR.into(), MCR_RTS | MCR_LOOP);
-        assert_eq!(rig.port.feed(b"abc"), 0);
-    }
-
-    #[test]
-    fn no_access_panics() {
-        let rig = rig();
-        for offset in 0..PORTS {
-            for value in 0..=255 {
-                for width in 0..=8 {
-                    assert_eq!(
-                        rig.port.write(offset, &vec![value; width]),
-                        ControlFlow::Continue(())
-                    );
-                    rig.port.read(offset, &mut vec![0; width]);
-                }
-            }
-        }
     }
 }
