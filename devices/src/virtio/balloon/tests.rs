@@ -284,17 +284,19 @@ fn statistics_are_asked_for_by_giving_the_buffer_back_and_nobody_who_does_not_an
     assert_eq!(guest.started.queues[STATS].take_used(), [(head.into(), 0)]);
     guest.started.turns.run_within(10_000);
     assert_eq!(guest.started.queues[STATS].take_used(), []);
-    // Of several buffers one is held, and given back at the end.
+    // Of several buffers one is held, and put back at the end.
     for len in [1, 10, 4096] {
         guest.started.queues[STATS].add(&[Buffer::Read(LIST, len)]);
     }
     guest.started.ring(STATS);
-    let (given, states) = (
-        guest.started.queues[STATS].take_used().len(),
-        guest.started.stop(),
+    assert_eq!(guest.started.queues[STATS].take_used().len(), 2);
+    let states = guest.started.stop();
+    assert_eq!(guest.started.queues[STATS].take_used(), []);
+    let (index, stats) = states[STATS];
+    assert_eq!(
+        (states.len(), index, stats.next_avail, stats.next_used),
+        (4, 2, 3, 3)
     );
-    assert_eq!(given + guest.started.queues[STATS].take_used().len(), 3);
-    assert_eq!(states.len(), 4);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod backlog;
 mod connection;
 mod credit;
 mod host;
+mod notice;
 mod packet;
 mod socket;
 mod switchboard;
@@ -18,14 +19,15 @@ mod worker;
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use super::{Activation, DeviceState, Difference, VirtioDevice, Worker, read_config_bytes};
-use switchboard::{HostSide, Switchboard};
-use worker::VsockWorker;
+use notice::Notice;
+use switchboard::{Cids, HostSide, Switchboard};
+use worker::{Queues, VsockWorker};
 
 pub use host::{BindError, SocketFile};
 
@@ -43,6 +45,8 @@ mod token {
     pub const RECEIVE: u32 = 0;
     pub const TRANSMIT: u32 = 1;
     pub const LISTENER: u32 = 2;
+    pub const EVENT: u32 = 3;
+    pub const PATIENCE: u32 = 4;
     pub const HANDSHAKES: u32 = 0x100;
     pub const CONNECTIONS: u32 = 0x200;
 }
@@ -51,6 +55,8 @@ mod token {
 pub struct Vsock {
     cid: u64,
     host: Arc<HostSide>,
+    /// The CID of the device that the driver had before this one: it is to be told.
+    former_cid: Mutex<Option<u64>>,
 }
 
 impl Vsock {
@@ -66,7 +72,16 @@ impl Vsock {
             path: path.to_owned(),
         });
         let cid = cid.into();
-        Ok((Self { cid, host }, file))
+        let device = Self {
+            cid,
+            host,
+            former_cid: Mutex::default(),
+        };
+        Ok((device, file))
+    }
+
+    fn former_cid(&self) -> MutexGuard<'_, Option<u64>> {
+        self.former_cid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,26 +113,43 @@ impl VirtioDevice for Vsock {
         read_config_bytes(&self.cid.to_le_bytes(), offset, data);
     }
 
+    fn reset(&self) {
+        *self.former_cid() = None;
+    }
+
     fn save(&self) -> DeviceState {
         DeviceState::Vsock(VsockState { cid: self.cid })
     }
 
     fn restore(&self, state: &DeviceState) -> Result<(), Difference> {
         match state {
-            DeviceState::Vsock(_) => Ok(()),
+            DeviceState::Vsock(state) => {
+                *self.former_cid() = Some(state.cid);
+                Ok(())
+            }
             _ => Err(Difference::Kind),
         }
     }
 
     fn start(&self, mut activation: Activation) -> io::Result<Vec<Box<dyn Worker>>> {
         let (receive, transmit) = (activation.take(RECEIVE)?, activation.take(TRANSMIT)?);
-        let switchboard = Switchboard::new(self.host.clone(), self.cid, activation.interrupt.clone());
+        let former_cid = self.former_cid().take();
+        let cids = Cids {
+            guest: self.cid,
+            former: former_cid,
+        };
+        let switchboard = Switchboard::new(self.host.clone(), cids, activation.interrupt.clone());
         let event = activation.take(EVENT).ok();
-        Ok(vec![Box::new(VsockWorker::new(
+        let (event, notice) = match (event, former_cid) {
+            (Some(queue), Some(_)) => (None, Some(Notice::new(queue)?)),
+            (event, _) => (event, None),
+        };
+        let queues = Queues {
             receive,
             transmit,
             event,
-            switchboard,
-        ))])
+            notice,
+        };
+        Ok(vec![Box::new(VsockWorker::new(queues, switchboard))])
     }
 }

@@ -4,13 +4,15 @@
 //! All that waits for a buffer of the guest's is bounded: a connection is in the line once, and when resets of connections
 //! that do not exist pile up, no more packets of the guest's are taken (§5.10.6.1.2).
 
+mod watching;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use event_manager::{EventOps, EventSet, Events};
+use event_manager::{EventOps, EventSet};
 use tracing::debug;
 
 use super::super::{Chain, Interrupt, Trouble, forget, watch};
@@ -19,6 +21,7 @@ use super::host::{Greeting, Handshake, connect_to_port};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, TYPE_STREAM, op};
 use super::table::Table;
 use super::token;
+use watching::set_watched;
 
 /// Resets that may wait before the guest's packets have to.
 const MAX_RESETS: usize = 64;
@@ -34,9 +37,17 @@ pub struct HostSide {
     pub path: PathBuf,
 }
 
+/// By which CIDs the guest is known.
+#[derive(Clone, Copy)]
+pub struct Cids {
+    pub guest: u64,
+    /// Its CID before it was restored. Packets that it had on their way then are of streams that are gone.
+    pub former: Option<u64>,
+}
+
 pub struct Switchboard {
     host: Arc<HostSide>,
-    guest_cid: u64,
+    cids: Cids,
     interrupt: Arc<dyn Interrupt>,
     table: Table,
     /// The connections that have a packet for the guest, in the order in which they get a buffer.
@@ -51,10 +62,10 @@ pub struct Switchboard {
 }
 
 impl Switchboard {
-    pub fn new(host: Arc<HostSide>, guest_cid: u64, interrupt: Arc<dyn Interrupt>) -> Self {
+    pub fn new(host: Arc<HostSide>, cids: Cids, interrupt: Arc<dyn Interrupt>) -> Self {
         Self {
             host,
-            guest_cid,
+            cids,
             interrupt,
             table: Table::default(),
             line: VecDeque::new(),
@@ -66,33 +77,11 @@ impl Switchboard {
         }
     }
 
-    /// Has the event loop wait for everything that there is to hear, after it has waited for nothing.
-    pub fn watch_all(&mut self, ops: &mut EventOps) {
-        self.listen(ops);
-        for (number, handshake) in (0u32..).zip(&self.handshakes) {
-            if let Some(handshake) = handshake {
-                watch(ops, handshake.socket(), EventSet::IN, token::HANDSHAKES + number);
-            }
-        }
-        for (number, connection) in self.table.all_mut() {
-            let interest = connection.interest(self.guest_has_buffers);
-            set_watched(connection, number, interest, ops);
-        }
-    }
-
     /// Takes host programs in from now on.
     pub fn listen(&mut self, ops: &mut EventOps) {
         if !self.listening {
             watch(ops, &self.host.listener, EventSet::IN, token::LISTENER);
             self.listening = true;
-        }
-    }
-
-    /// The event loop waits for nothing any more.
-    pub fn forget_watched(&mut self) {
-        self.listening = false;
-        for (_, connection) in self.table.all_mut() {
-            connection.watched = None;
         }
     }
 
@@ -122,7 +111,10 @@ impl Switchboard {
             return self.complain("a packet that is shorter than its header says");
         }
         // §5.10.6.4: it is nobody else's to send, and there is nobody else to send to.
-        if header.src_cid != self.guest_cid || header.dst_cid != HOST_CID {
+        if header.src_cid != self.cids.guest || header.dst_cid != HOST_CID {
+            if Some(header.src_cid) == self.cids.former {
+                return;
+            }
             return self.complain("a packet from or to a CID that is not the guest's or the host's");
         }
         if header.kind != TYPE_STREAM {
@@ -290,7 +282,7 @@ impl Switchboard {
     fn write_header(&self, header: Header, chain: &Chain) -> u32 {
         let header = Header {
             src_cid: HOST_CID,
-            dst_cid: self.guest_cid,
+            dst_cid: self.cids.guest,
             ..header
         };
         chain.write(0, &header.to_bytes());
@@ -394,24 +386,5 @@ fn reset_of(key: Key) -> Header {
         kind: TYPE_STREAM,
         op: op::RST,
         ..Default::default()
-    }
-}
-
-/// Has the event loop wait for `interest`, and for nothing else, of a connection's socket.
-fn set_watched(connection: &mut Connection, number: usize, interest: Option<EventSet>, ops: &mut EventOps) {
-    let before = std::mem::replace(&mut connection.watched, interest);
-    let Some(socket) = connection.socket().filter(|_| before != interest) else {
-        return;
-    };
-    let token = token::CONNECTIONS + number as u32;
-    match (before, interest) {
-        (None, Some(set)) => watch(ops, socket, set, token),
-        (Some(_), None) => forget(ops, socket),
-        (Some(_), Some(set)) => {
-            if let Err(error) = ops.modify(Events::with_data(socket, token, set)) {
-                debug!("vsock: the event loop does not change what it waits for: {error}");
-            }
-        }
-        (None, None) => {}
     }
 }

@@ -3,6 +3,7 @@
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::super::{Chain, Queue, QueueError, QueueState, Trouble, Worker, forget, watch};
+use super::notice::Notice;
 use super::packet::HEADER_SIZE;
 use super::switchboard::Switchboard;
 use super::token;
@@ -10,30 +11,48 @@ use super::token;
 /// Packets of each direction in one turn: 64 KiB each take about 10 µs.
 const PACKETS_A_TURN: usize = 64;
 
+/// The queues of a device. That for events is at most one of the last two.
+pub struct Queues {
+    pub receive: Queue,
+    pub transmit: Queue,
+    pub event: Option<Queue>,
+    pub notice: Option<Notice>,
+}
+
 pub struct VsockWorker {
     receive: Queue,
     transmit: Queue,
-    /// Has buffers for events of which there are none: it is only kept.
+    /// Has buffers for events of which there are no more: it is only kept.
     event: Option<Queue>,
+    /// What the driver has to hear before anything is served.
+    notice: Option<Notice>,
     receive_chain: Chain,
     transmit_chain: Chain,
     switchboard: Switchboard,
 }
 
 impl VsockWorker {
-    pub fn new(receive: Queue, transmit: Queue, event: Option<Queue>, switchboard: Switchboard) -> Self {
+    pub fn new(queues: Queues, switchboard: Switchboard) -> Self {
+        let Queues {
+            receive,
+            transmit,
+            event,
+            notice,
+        } = queues;
         Self {
             receive_chain: Chain::new(receive.size()),
             transmit_chain: Chain::new(transmit.size()),
             receive,
             transmit,
             event,
+            notice,
             switchboard,
         }
     }
 
     fn handle(&mut self, events: Events, ops: &mut EventOps) -> Result<(), QueueError> {
         match events.data() {
+            token @ (token::EVENT | token::PATIENCE) => return self.handle_notice(token, ops),
             token::RECEIVE => self.receive.clear_doorbell(),
             token::TRANSMIT => {
                 self.transmit.clear_doorbell();
@@ -51,6 +70,26 @@ impl VsockWorker {
             }
         }
         self.give_packets(ops)
+    }
+
+    fn handle_notice(&mut self, token: u32, ops: &mut EventOps) -> Result<(), QueueError> {
+        if let Some(notice) = &mut self.notice
+            && (token == token::PATIENCE || notice.serve()?)
+        {
+            self.begin(ops);
+        }
+        Ok(())
+    }
+
+    /// The driver has heard what it has to hear: now everything is served.
+    fn begin(&mut self, ops: &mut EventOps) {
+        if let Some(notice) = self.notice.take() {
+            forget_notice(&notice, ops);
+            self.event = Some(notice.into_queue());
+        }
+        watch(ops, self.receive.doorbell(), EventSet::IN, token::RECEIVE);
+        watch(ops, self.transmit.doorbell(), EventSet::IN, token::TRANSMIT);
+        self.switchboard.watch_all(ops);
     }
 
     fn take_packets(&mut self, ops: &mut EventOps) -> Result<(), QueueError> {
@@ -114,17 +153,30 @@ impl VsockWorker {
     }
 
     fn forget_all(&mut self, ops: &mut EventOps) {
+        if let Some(notice) = &self.notice {
+            return forget_notice(notice, ops);
+        }
         forget(ops, self.receive.doorbell());
         forget(ops, self.transmit.doorbell());
         self.switchboard.close(ops);
     }
 }
 
+fn forget_notice(notice: &Notice, ops: &mut EventOps) {
+    forget(ops, notice.queue().doorbell());
+    forget(ops, notice.timer());
+}
+
 impl MutEventSubscriber for VsockWorker {
     fn init(&mut self, ops: &mut EventOps) {
-        watch(ops, self.receive.doorbell(), EventSet::IN, token::RECEIVE);
-        watch(ops, self.transmit.doorbell(), EventSet::IN, token::TRANSMIT);
-        self.switchboard.watch_all(ops);
+        match &self.notice {
+            Some(notice) => {
+                watch(ops, notice.queue().doorbell(), EventSet::IN, token::EVENT);
+                watch(ops, notice.timer(), EventSet::IN, token::PATIENCE);
+                notice.queue().ring();
+            }
+            None => self.begin(ops),
+        }
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
@@ -138,7 +190,11 @@ impl MutEventSubscriber for VsockWorker {
 impl Worker for VsockWorker {
     fn quiesce(&mut self) -> Vec<(u16, QueueState)> {
         self.switchboard.forget_watched();
-        let queues = [Some(&self.receive), Some(&self.transmit), self.event.as_ref()];
+        if let Some(notice) = &mut self.notice {
+            notice.put_back();
+        }
+        let event = self.event.as_ref().or(self.notice.as_ref().map(Notice::queue));
+        let queues = [Some(&self.receive), Some(&self.transmit), event];
         queues
             .into_iter()
             .flatten()
