@@ -173,14 +173,13 @@ fn another_port_goes_on_with_registers_input_and_an_unanswered_interrupt() {
     let rig = rig();
     rig.listen();
     assert_eq!(rig.port.feed(b"typed"), 5);
-    assert_eq!(rig.read(DATA), b't');
     let saved = rig.port.save();
     let other = self::rig();
     other.port.restore(&saved).unwrap();
     assert!(other.interrupt.read().is_ok(), "there is input");
     assert!(other.room.read().is_ok(), "and room for more");
     assert_eq!(other.port.feed(b"!"), 1);
-    assert_eq!(other.drain(), b"yped!");
+    assert_eq!(other.drain(), b"typed!");
     assert_eq!(other.port.save().modem_control, MCR_RTS);
     other.write(DATA, b'x');
     assert_eq!(other.out.try_iter().collect::<Vec<_>>(), b"x");
@@ -196,7 +195,7 @@ fn a_damaged_state_is_refused_and_changes_nothing() {
     };
     let refused = rig.port.restore(&damaged).unwrap_err();
     assert!(matches!(refused, SerialStateError::Damaged), "{refused}");
-    assert_eq!(rig.drain(), []);
+    assert!(rig.drain().is_empty());
 }
 
 #[test]

@@ -43,6 +43,7 @@ pub enum Buffer {
 }
 
 /// The driver's side of one queue.
+#[derive(Clone)]
 pub struct DriverQueue {
     memory: GuestMemory,
     state: QueueState,

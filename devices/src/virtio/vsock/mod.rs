@@ -9,7 +9,7 @@ mod connection;
 mod credit;
 mod host;
 mod notice;
-mod packet;
+pub(super) mod packet;
 mod socket;
 mod switchboard;
 mod table;
