@@ -34,8 +34,15 @@ impl Pages {
     }
 }
 
+/// A page is to be handed over, one more than `actual` was, and the device holds a buffer of statistics.
+pub struct Begun {
+    handed: u32,
+    actual: u32,
+    held: u32,
+}
+
 impl Subject for Pages {
-    type Begun = (u32, u32);
+    type Begun = Begun;
 
     fn open(_host: &Path) -> (Self, Arc<dyn VirtioDevice>) {
         (Self, Arc::new(Balloon::new(OPTIONS)))
@@ -47,19 +54,25 @@ impl Subject for Pages {
     }
 
     fn begin(&mut self, guest: &mut Guest) -> Self::Begun {
-        guest.ask(STATS, &[Buffer::Read(LIST, 10)]);
+        let held = guest.ask(STATS, &[Buffer::Read(LIST, 10)]);
         guest.run();
         // The one of the last time, if there was one.
         guest.queues[STATS].take_used();
         let actual = guest.machine.read(ACTUAL) + 1;
         guest.machine.write(ACTUAL, actual);
-        (Self::hand_over(guest), actual)
+        Begun {
+            handed: Self::hand_over(guest),
+            actual,
+            held,
+        }
     }
 
-    fn end(&mut self, guest: &mut Guest, (head, actual): Self::Begun) {
-        Self::is_handed_over(guest, head);
-        assert_eq!(guest.machine.read(ACTUAL), actual);
+    fn end(&mut self, guest: &mut Guest, begun: Begun) {
+        Self::is_handed_over(guest, begun.handed);
+        assert_eq!(guest.machine.read(ACTUAL), begun.actual);
         assert_eq!(guest.queues[STATS].take_used(), [], "nobody has asked");
+        guest.ask(STATS, &[Buffer::Read(LIST, 10)]);
+        assert_eq!(guest.used(STATS, 1), [(begun.held, 0)], "of two it holds one");
     }
 }
 

@@ -13,8 +13,10 @@ const SECTOR: u64 = 512;
 const SECTORS: u64 = 64;
 const IN: u32 = 0;
 const OUT: u32 = 1;
+const WRITE_ZEROES: u32 = 13;
 const HEADERS: u64 = DATA + 0x4000;
 const STATUSES: u64 = HEADERS + 0x1000;
+const EXTENTS: u64 = HEADERS + 0x2000;
 /// Requests in flight: each takes three descriptors of a queue's 16.
 const IN_FLIGHT: u64 = 5;
 
@@ -49,6 +51,7 @@ pub fn open(path: &Path, limited: bool, readonly: bool) -> Arc<dyn VirtioDevice>
 }
 
 impl<const LIMITED: bool> Disk<LIMITED> {
+    /// Reads or writes sector `n`, or zeroes it, which no engine does at once.
     fn ask(guest: &mut Guest, operation: u32, n: u64) -> u32 {
         let mut header = [0; 16];
         header[..4].copy_from_slice(&operation.to_le_bytes());
@@ -56,10 +59,15 @@ impl<const LIMITED: bool> Disk<LIMITED> {
         let (at, data, status) = (HEADERS + 16 * n, DATA + SECTOR * n, STATUSES + n);
         guest.write_bytes(at, &header);
         guest.write_bytes(status, &[0xee]);
-        let data = if operation == OUT {
-            Buffer::Read(data, SECTOR as u32)
-        } else {
-            Buffer::Write(data, SECTOR as u32)
+        let data = match operation {
+            OUT => Buffer::Read(data, SECTOR as u32),
+            WRITE_ZEROES => {
+                // §5.2.6: the first sector, how many, flags.
+                let extent = [n.to_le_bytes(), 1u64.to_le_bytes()].concat();
+                guest.write_bytes(EXTENTS + 16 * n, &extent);
+                Buffer::Read(EXTENTS + 16 * n, 16)
+            }
+            _ => Buffer::Write(data, SECTOR as u32),
         };
         guest.ask(0, &[Buffer::Read(at, 16), data, Buffer::Write(status, 1)])
     }
@@ -98,17 +106,23 @@ impl<const LIMITED: bool> Subject for Disk<LIMITED> {
         assert_eq!(self.on_disk(last), [written; SECTOR as usize]);
     }
 
-    /// Each sector gets the number that follows the one that it has.
+    /// Every second sector is zeroed; the others get a number that follows the one that they have.
     fn begin(&mut self, guest: &mut Guest) -> Self::Begun {
         let mut heads = Vec::new();
         for n in 0..IN_FLIGHT {
-            let number = self.on_disk(n)[0].wrapping_add(1 + n as u8);
+            let zero = n % 2 == 0;
+            let number = if zero {
+                let file = File::options().write(true).open(&self.path).unwrap();
+                file.write_all_at(&[0xff; SECTOR as usize], SECTOR * n).unwrap();
+                0
+            } else {
+                self.on_disk(n)[0].wrapping_add(1)
+            };
             guest.write_bytes(DATA + SECTOR * n, &[number; SECTOR as usize]);
-            if n + 1 == IN_FLIGHT {
-                guest.machine.turns.run_within(0);
-            }
-            heads.push(Self::ask(guest, OUT, n));
+            heads.push(Self::ask(guest, if zero { WRITE_ZEROES } else { OUT }, n));
         }
+        // One round: what is not done at once is under way then.
+        guest.machine.turns.run_within(0);
         heads
     }
 

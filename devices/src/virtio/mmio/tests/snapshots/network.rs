@@ -87,6 +87,7 @@ impl Subject for Network {
 
     fn use_it(&mut self, guest: &mut Guest) {
         let posted = Self::post(guest, 0);
+        guest.run();
         self.host.write_all(&on_the_wire(1)).unwrap();
         let used = guest.used(RX, 1);
         Self::has_come(guest, used[0], posted, 1);
@@ -104,6 +105,7 @@ impl Subject for Network {
     }
 
     fn end(&mut self, guest: &mut Guest, begun: Begun) {
+        guest.run();
         self.host.write_all(&on_the_wire(4)[500..]).unwrap();
         let used = guest.used(RX, 2);
         Self::has_come(guest, used[0], begun.posted[0], 3);
@@ -113,6 +115,7 @@ impl Subject for Network {
 
     /// The half frame is lost with the old stream, and its buffer is for the next one that comes.
     fn end_elsewhere(&mut self, guest: &mut Guest, begun: Begun) {
+        guest.run();
         self.host.write_all(&on_the_wire(6)).unwrap();
         let used = guest.used(RX, 2);
         Self::has_come(guest, used[0], begun.posted[0], 3);
