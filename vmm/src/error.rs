@@ -105,6 +105,35 @@ pub enum Error {
     /// KVM does not know an MSR that every guest needs.
     #[error("KVM refuses MSR {0:#x}")]
     Msr(u32),
+    /// KVM has no room for the extended state that it announced.
+    #[error("KVM announces an extended CPU state of {0} bytes, which cannot be")]
+    XsaveTooLong(usize),
+    /// A snapshot's MSR cannot be set here.
+    #[error(
+        "the snapshot has MSR {index:#x} = {value:#x}, which this host's KVM refuses; restore it on a host like the one it is from"
+    )]
+    MsrValue {
+        /// The MSR's number.
+        index: u32,
+        /// What it should be.
+        value: u64,
+    },
+    /// The guest counts time in other units than this host.
+    #[error(
+        "the snapshot's guest counts time by a TSC of {wanted} kHz; this host's has {host} kHz, and its CPU or KVM cannot scale it"
+    )]
+    TscFrequency {
+        /// What the guest knows.
+        wanted: u32,
+        /// What there is.
+        host: u32,
+    },
+    /// A snapshot has fewer vCPUs than the machine.
+    #[error("the snapshot has no vCPU {0}")]
+    NoVcpuState(u32),
+    /// The guest's last instruction before a pause did not end.
+    #[error("the guest cannot be paused: its last instruction ends in {0}")]
+    Unsettled(String),
     /// The help that a kvm-pvm host needs could not be set up.
     #[error(transparent)]
     Pvm(#[from] pvm::Error),

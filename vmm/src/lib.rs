@@ -12,6 +12,7 @@ pub mod host;
 mod images;
 pub mod io_thread;
 pub mod lifecycle;
+pub mod machine_state;
 pub mod memory;
 pub mod passt;
 pub mod pvm;

@@ -4,6 +4,7 @@ pub mod exit;
 mod kick;
 mod reset;
 mod setup;
+pub mod state;
 mod thread;
 
 use std::ops::ControlFlow;
