@@ -7,7 +7,7 @@ use std::path::Path;
 
 use kvm_ioctls::Kvm;
 use nix::unistd::{Gid, Group};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::pvm;
@@ -17,7 +17,7 @@ const DEVICE: &str = "/dev/kvm";
 const API_VERSION: i32 = 12;
 
 /// What runs the guest's kernel code. Chosen once, when the machine is built.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum HostKind {
     /// VT-x or AMD-V: the CPU itself.

@@ -1,6 +1,7 @@
 //! A vCPU: its first state, and the run loop.
 
 pub mod exit;
+pub mod features;
 mod kick;
 mod reset;
 mod setup;

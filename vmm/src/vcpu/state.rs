@@ -252,3 +252,6 @@ fn cpuid_entries(vcpu: &VcpuFd) -> Result<Vec<kvm_cpuid_entry2>, Error> {
         .doing("read a vCPU's CPUID")?;
     Ok(cpuid.as_slice().to_vec())
 }
+
+#[cfg(test)]
+mod kvm_tests;
