@@ -14,6 +14,7 @@ mod clock;
 mod device;
 mod failure;
 mod hal;
+mod hex;
 mod interrupts;
 #[path = "../../init/src/memory.rs"]
 mod memory;

@@ -4,6 +4,7 @@ mod balloon;
 mod blk_bench;
 mod blk_check;
 mod devices;
+mod generation;
 mod hostile;
 mod idle;
 mod net;
@@ -31,7 +32,7 @@ struct Program {
 }
 
 /// All of them. Arguments in brackets have defaults.
-const PROGRAMS: [Program; 16] = [
+const PROGRAMS: [Program; 17] = [
     Program {
         name: "hello",
         help: "prints a line",
@@ -61,6 +62,11 @@ const PROGRAMS: [Program; 16] = [
         name: "idle",
         help: "starts every device, and waits for a line of input",
         run: idle::run,
+    },
+    Program {
+        name: "generation",
+        help: "prints the machine's generation id for each line of input, until it is \"end\" [address=0x9c000 pin=9]",
+        run: generation::run,
     },
     Program {
         name: "rng",

@@ -10,6 +10,7 @@ use virtio_drivers::device::rng::VirtIORng;
 use crate::device::{self, kind};
 use crate::failure::{Failure, Outcome};
 use crate::hal::Identity;
+use crate::hex::Hex;
 use crate::println;
 
 /// Reads twice and checks that the bytes are not constant and differ from read to read.
@@ -46,13 +47,4 @@ fn fill(
         buffer = &mut buffer[count..];
     }
     Ok(())
-}
-
-/// Bytes in hexadecimal.
-struct Hex<'a>(&'a [u8]);
-
-impl core::fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
 }
