@@ -1,7 +1,7 @@
 //! The ACPI tables: a hardware-reduced platform with its CPUs, interrupt wiring and legacy devices.
 //!
-//! Section numbers are those of the ACPI specification 6.5. The tables are small and their AML has no methods, because
-//! on a host that interprets guest kernels every byte that the guest's ACPI interpreter reads costs a microsecond.
+//! Section numbers are those of the ACPI specification 6.5. The tables are small and their AML has no method that runs at
+//! boot, because on a host that interprets guest kernels every byte that the guest's ACPI interpreter reads costs a microsecond.
 
 mod dsdt;
 mod madt;
@@ -120,8 +120,8 @@ impl Tables {
 /// are in the namespace, and "CMOS RTC not present" (5) is clear, as there is one.
 const NO_VGA: u16 = 1 << 2;
 /// Ignored on a hardware-reduced platform (§5.2.9), but older Linux declares an interrupt for whatever it finds; 9 is the
-/// PC's, and no device here has it.
-const SCI: u16 = 9;
+/// PC's, and here the generic event device's, which stands in for it.
+const SCI: u16 = layout::GENERIC_EVENT_IRQ as u16;
 
 /// The fixed description table (§5.2.9) of a hardware-reduced platform: no PM timer, no GPE blocks, no SCI.
 ///

@@ -7,7 +7,8 @@
 //! 0x0000_8000  boot stack (one page)           |
 //! 0x0000_9000  boot page tables (six pages)    |
 //! 0x0002_0000  command line (64 KiB at most)  /
-//! 0x0009_d000  the VMM's stub page            \
+//! 0x0009_c000  the generation id               \
+//! 0x0009_d000  the VMM's stub page             |
 //! 0x0009_e000  MP configuration table          | reserved in the memory map
 //! 0x0009_fc00  MP floating pointer             |
 //! 0x000e_0000  RSDP and the other ACPI tables /
@@ -50,6 +51,21 @@ pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 /// Room for the command line with its NUL, in bytes. x86 Linux takes 2048 (COMMAND_LINE_SIZE).
 pub const CMDLINE_SIZE: usize = 0x1_0000;
 
+/// The generation id of the machine, [`GENERATION_ID_SIZE`] bytes at the start of a reserved page that has nothing else.
+///
+/// Microsoft's "Virtual Machine Generation ID" (2012) wants it on an 8-byte boundary, apart from what the operating system uses,
+/// neither in RAM nor in ACPI memory of the map, and in a page that is only mapped as cacheable. A snapshot holds tables that
+/// name this address: it cannot change.
+pub const GENERATION_ID: GuestAddress = GuestAddress(0x9_c000);
+/// Bytes of the generation id: 128 bits.
+pub const GENERATION_ID_SIZE: usize = 16;
+/// Interrupt line of the generic event device, by which ACPI tells of a new generation id.
+///
+/// ACPI's own line on a PC. This is where the hardware-reduced platform, which has no SCI, has what stands in for it
+/// (ACPI 6.5 §5.6.9), and no driver of another device looks for its interrupt there. Linux before 5.5 declares the line
+/// level-triggered, but it has no driver for generation ids either (5.18).
+pub const GENERIC_EVENT_IRQ: u32 = 9;
+
 /// One reserved page that belongs to the VMM on every host kind: kvm-pvm hosts put their `syscall` repair there.
 /// It is reserved everywhere so that a guest's memory map does not depend on the host.
 pub const PVM_STUB: GuestAddress = GuestAddress(0x9_d000);
@@ -64,15 +80,15 @@ pub const RSDP: GuestAddress = GuestAddress(0xe_0000);
 pub const ACPI_END: GuestAddress = HIGH_RAM_START;
 
 /// Start of what the memory map calls reserved below 1 MiB; it ends at [`HIGH_RAM_START`].
-pub const LOW_RESERVED_START: GuestAddress = PVM_STUB;
+pub const LOW_RESERVED_START: GuestAddress = GENERATION_ID;
 
 /// The first virtio device; one after another from here, [`VIRTIO_MMIO_SIZE`] bytes each.
 pub const VIRTIO_MMIO_START: GuestAddress = GuestAddress(0xd000_0000);
 /// Guest-physical space of one virtio device in bytes.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// Interrupt lines of the virtio devices, in the devices' order: those pins of the I/O APIC that no PC device has. First
-/// those that no 8259 has either, then the free ones of a PC (not 9, which older Linux declares as ACPI's own, nor 13,
-/// the FPU's, nor the cascade and those of the timer, keyboard, serial ports and clock).
+/// those that no 8259 has either, then the free ones of a PC (not [`GENERIC_EVENT_IRQ`], nor 13, the FPU's, nor the cascade
+/// and those of the timer, keyboard, serial ports and clock).
 pub const VIRTIO_IRQS: [u32; 16] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15];
 
 /// Where a virtio device is.
@@ -195,7 +211,7 @@ mod tests {
         irqs.sort_unstable();
         irqs.dedup();
         assert_eq!(irqs.len(), slots.len());
-        assert!(!irqs.contains(&COM1_IRQ));
+        assert!(!irqs.contains(&COM1_IRQ) && !irqs.contains(&GENERIC_EVENT_IRQ));
         assert_eq!(virtio_slots(slots.len() + 1), None);
     }
 
@@ -221,6 +237,7 @@ mod tests {
             (BOOT_STACK_TOP.0 & !0xfff, 0x1000),
             (BOOT_PAGE_TABLES.0, 6 * 0x1000),
             (CMDLINE.0, CMDLINE_SIZE as u64),
+            (GENERATION_ID.0, 0x1000),
             (PVM_STUB.0, 0x1000),
             (MP_TABLE.0, 0x1c00),
             (MP_FLOATING_POINTER.0, 16),

@@ -92,7 +92,7 @@ fn registers_by_the_64_bit_protocol() {
         "both selectors are within the GDT: {entry:x?}"
     );
     assert!(
-        entry.rsp >= 4096 && entry.rsp < 0x9_d000,
+        entry.rsp >= 4096 && entry.rsp < 0x9_c000,
         "a stack in low RAM: {entry:x?}"
     );
 }

@@ -16,6 +16,7 @@ use tracing::info;
 
 use crate::config::{Boot, ConfigError, VmConfig};
 use crate::error::Error;
+use crate::generation;
 use crate::host::HostKind;
 use crate::images;
 use crate::memory::GuestMemory;
@@ -56,6 +57,7 @@ pub fn load(
         }
         None => None,
     };
+    generation::write_new(memory)?;
     mptable::write(memory, config.cpus())?;
     let rsdp = acpi::write(
         memory,

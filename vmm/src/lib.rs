@@ -8,6 +8,7 @@ pub mod config;
 pub mod console;
 pub mod dirty_log;
 pub mod error;
+pub mod generation;
 pub mod host;
 mod images;
 pub mod io_thread;

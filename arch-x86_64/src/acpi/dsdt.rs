@@ -2,7 +2,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate,
+    Scope,
 };
 use acpi_tables::sdt::Sdt;
 
@@ -12,6 +13,8 @@ use crate::layout::{self, VirtioSlot};
 const HEADER_SIZE: u32 = 36;
 /// Revision 2: integers are 64 bits wide (§5.2.11.1).
 const REVISION: u8 = 2;
+/// The generation id's device.
+const GENERATION_ID: &str = "VMGN";
 
 /// The DSDT with the machine's own devices and the virtio devices, all in `\_SB`.
 ///
@@ -22,8 +25,8 @@ pub(super) fn dsdt(virtio: &[VirtioSlot]) -> Sdt {
     let s5 = Package::new(vec![&layout::S5_SLEEP_TYPE, &layout::S5_SLEEP_TYPE]);
     Name::new(Path::new("_S5_"), &s5).to_aml_bytes(&mut aml);
 
-    let (com1, rtc, pvpanic) = (com1(), rtc(), pvpanic());
-    let mut children: Vec<&dyn Aml> = vec![&com1, &rtc, &pvpanic];
+    let legacy = [com1(), rtc(), pvpanic(), generation_id(), generic_event()];
+    let mut children: Vec<&dyn Aml> = legacy.iter().map(|device| device as &dyn Aml).collect();
     let virtio: Vec<Raw> = virtio.iter().map(virtio_mmio).collect();
     children.extend(virtio.iter().map(|device| device as &dyn Aml));
     Scope::new(Path::new("\\_SB_"), children).to_aml_bytes(&mut aml);
@@ -55,6 +58,11 @@ fn device(name: &str, id: &dyn Aml, resources: Vec<&dyn Aml>, more: &[&dyn Aml])
     let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(resources));
     let mut children: Vec<&dyn Aml> = vec![&id, &resources];
     children.extend_from_slice(more);
+    object(name, children)
+}
+
+/// A device object with these children.
+fn object(name: &str, children: Vec<&dyn Aml>) -> Raw {
     let mut bytes = Vec::new();
     Device::new(Path::new(name), children).to_aml_bytes(&mut bytes);
     Raw(bytes)
@@ -78,6 +86,32 @@ fn rtc() -> Raw {
 fn pvpanic() -> Raw {
     let ports = IO::new(layout::PVPANIC_PORT, layout::PVPANIC_PORT, 1, 1);
     device("PEVT", &"QEMU0001", vec![&ports], &[])
+}
+
+/// The generation id, as Microsoft's "Virtual Machine Generation ID" (2012) has it. Drivers go by _CID; _HID is the
+/// hypervisor's own. ADDR has the low and the high half of the address.
+fn generation_id() -> Raw {
+    const DRIVERS_NAME: &str = "VM_Gen_Counter";
+    let id = Name::new(Path::new("_HID"), &"PSDA0001");
+    let compatible = Name::new(Path::new("_CID"), &DRIVERS_NAME);
+    let dos_name = Name::new(Path::new("_DDN"), &DRIVERS_NAME);
+    let at = layout::GENERATION_ID.0;
+    let (low, high) = (at as u32, (at >> 32) as u32);
+    let address = Name::new(Path::new("ADDR"), &Package::new(vec![&low, &high]));
+    object(GENERATION_ID, vec![&id, &compatible, &dos_name, &address])
+}
+
+/// The generic event device (§5.6.9), which on a hardware-reduced platform has ACPI's interrupts. It has only one, so its
+/// _EVT need not ask which it was: the generation id has changed.
+fn generic_event() -> Raw {
+    /// What the generation id's device is notified of when it has changed (Microsoft's paper).
+    const CHANGED: u8 = 0x80;
+    // Consumer, edge-triggered, active high, exclusive.
+    let irq = Interrupt::new(true, true, false, false, layout::GENERIC_EVENT_IRQ);
+    let object = Path::new(GENERATION_ID);
+    let notify = Notify::new(&object, &CHANGED);
+    let event = Method::new(Path::new("_EVT"), 1, false, vec![&notify]);
+    device("GED_", &"ACPI0013", vec![&irq], &[&event])
 }
 
 /// A virtio device over MMIO, by the id that Linux and others know it by. One id stands for all of them, so each needs a

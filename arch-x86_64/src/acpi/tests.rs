@@ -115,7 +115,45 @@ fn the_dsdt_has_the_legacy_devices() {
     assert!(contains(&dsdt, &[0x47, 1, 0x70, 0, 0x70, 0, 1, 2, 0x79]));
     assert!(contains(&dsdt, b"PEVT\x08_HID\x0dQEMU0001\0"));
     assert!(contains(&dsdt, &[0x47, 1, 0x05, 0x05, 0x05, 0x05, 1, 1, 0x79]));
-    assert!(dsdt.len() < 256, "{} bytes for a guest to interpret", dsdt.len());
+    assert!(dsdt.len() < 384, "{} bytes for a guest to interpret", dsdt.len());
+}
+
+#[test]
+fn the_generation_id_has_its_address_and_is_notified_by_the_generic_event_device() {
+    let [.., dsdt] = tables(1, &[]);
+    // Names as drivers look for them, and ADDR (§19.6.102, Package): the address's halves.
+    let generation_id = [
+        &b"VMGN\x08_HID\x0dPSDA0001\0"[..],
+        b"\x08_CID\x0dVM_Gen_Counter\0\x08_DDN\x0dVM_Gen_Counter\0",
+        b"\x08ADDR\x12\x08\x02\x0c\x00\xc0\x09\x00\x00",
+    ]
+    .concat();
+    assert!(contains(&dsdt, &generation_id), "{dsdt:x?}");
+    // A method of one argument (§20.2.5.2) that does one thing: Notify (VMGN, 0x80).
+    let generic_event = [
+        &b"GED_\x08_HID\x0dACPI0013\0\x08_CRS"[..],
+        &[0x11, 0x0e, 0x0a, 11], // a buffer (§20.2.5.4) of 11 bytes
+        // An extended interrupt (§6.4.3.6), edge-triggered consumer, line 9.
+        &[0x89, 6, 0, 0b0011, 1, 9, 0, 0, 0, 0x79, 0],
+        b"\x14\x0d_EVT\x01\x86VMGN\x0a\x80",
+    ]
+    .concat();
+    assert!(contains(&dsdt, &generic_event), "{dsdt:x?}");
+}
+
+#[test]
+fn the_generation_id_is_where_the_guest_has_no_ram() {
+    use crate::boot::memory_map::{RangeKind, memory_map};
+    let (start, end) = (
+        layout::GENERATION_ID.0,
+        layout::GENERATION_ID.0 + layout::GENERATION_ID_SIZE as u64,
+    );
+    assert!(start.is_multiple_of(8));
+    let map = memory_map(&guest(2 * MIB));
+    let around = map
+        .iter()
+        .find(|range| range.start <= start && end <= range.start + range.size);
+    assert_eq!(around.map(|range| range.kind), Some(RangeKind::Reserved));
 }
 
 #[test]

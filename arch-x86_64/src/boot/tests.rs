@@ -43,7 +43,7 @@ fn range(start: u64, end: u64, kind: RangeKind) -> MemoryRange {
 #[test]
 fn the_memory_map_leaves_reserved_ranges_out() {
     use RangeKind::{Ram, Reserved};
-    let low = [range(0, 0x9d000, Ram), range(0x9d000, MIB, Reserved)];
+    let low = [range(0, 0x9c000, Ram), range(0x9c000, MIB, Reserved)];
     let kvm = range(0xfffb_c000, 0xfffc_0000, Reserved);
     let small = memory_map(&guest(128 * MIB));
     assert_eq!(small, [low[0], low[1], range(MIB, 128 * MIB, Ram), kvm]);
@@ -58,7 +58,7 @@ fn the_memory_map_leaves_reserved_ranges_out() {
             range(4 * GIB, 6 * GIB, Ram)
         ]
     );
-    let tiny = memory_map(&guest(0x9_d000));
+    let tiny = memory_map(&guest(0x9_c000));
     assert_eq!(tiny, [low[0], low[1], kvm]);
 }
 
@@ -309,7 +309,7 @@ fn boot_data_stays_in_low_memory() {
             ..loaded(MIB, 2 * MIB)
         };
         write(&mem, &info(&kernel, c"x")).unwrap();
-        let reserved = bytes_at(&mem, 0x9_d000, (2 * MIB - 0x9_d000) as usize);
+        let reserved = bytes_at(&mem, 0x9_c000, (2 * MIB - 0x9_c000) as usize);
         assert!(reserved.iter().all(|byte| *byte == 0));
         assert!(
             bytes_at(&mem, 0, 0x500).iter().all(|byte| *byte == 0),
