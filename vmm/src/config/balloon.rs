@@ -4,7 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use devices::virtio::balloon::{self, BalloonOptions};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::words::{self, WordError};
@@ -17,7 +17,7 @@ const WORDS: &str = "size, deflate-on-oom, free-page-reporting and stats";
 const MAX_STATS: u64 = 24 * 60 * 60;
 
 /// A memory balloon.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct BalloonConfig {
     /// How much the guest is to hand over.

@@ -1,5 +1,6 @@
 //! A disk as its user describes it: `--disk PATH,key=value,...` or a `[[disk]]` table.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -7,7 +8,7 @@ use devices::disk::{EngineKind, ImageOptions};
 use devices::rate_limit::RateLimit;
 use devices::virtio::block::MAX_QUEUES;
 use devices::virtio::block::request::ID_BYTES;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::rate::{self, RateError};
@@ -20,7 +21,7 @@ const WORDS: &str =
     "readonly, format, id, engine, cache, queues, iothread, bandwidth, bandwidth-burst, iops and iops-burst";
 
 /// A disk.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DiskConfig {
     /// A raw image or a block device.
@@ -52,21 +53,21 @@ pub struct DiskConfig {
 }
 
 /// A format of images. (That there is one is what a user can rely on: a raw image may begin like any other.)
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Format {
     /// Byte for byte what the guest sees.
     Raw,
 }
 
 /// An engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct EngineName(pub EngineKind);
 
 /// What stands between guest and disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Cache {
     /// The host's page cache; the guest's flushes reach the disk.
     #[default]
@@ -206,29 +207,35 @@ impl FromStr for Cache {
     }
 }
 
-impl TryFrom<String> for Format {
-    type Error = DiskConfigError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Raw => "raw",
+        })
     }
 }
 
-impl TryFrom<String> for EngineName {
-    type Error = DiskConfigError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
+impl fmt::Display for EngineName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            EngineKind::Uring => "io_uring",
+            EngineKind::Sync => "sync",
+        })
     }
 }
 
-impl TryFrom<String> for Cache {
-    type Error = DiskConfigError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
+impl fmt::Display for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Writeback => "writeback",
+            Self::Direct => "direct",
+        })
     }
 }
+
+words::is_text!(Format, DiskConfigError);
+words::is_text!(EngineName, DiskConfigError);
+words::is_text!(Cache, DiskConfigError);
 
 #[cfg(test)]
 mod tests {

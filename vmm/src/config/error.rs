@@ -80,6 +80,14 @@ pub enum ConfigError {
     /// Two networks of one address.
     #[error("two networks have the MAC address {0}: give each its own")]
     MacTwice(net::MacAddress),
+    /// Something of a snapshot's is replaced that there is not.
+    #[error("the snapshot's guest has no {what} '{which}': `posada restore --help` says how they are named")]
+    NothingToReplace {
+        /// A disk, a network, ...
+        what: &'static str,
+        /// What it was called.
+        which: String,
+    },
     /// A NUL would end the command line where the user did not.
     #[error("{0} has a NUL character, which a kernel command line cannot have")]
     Nul(&'static str),

@@ -6,6 +6,7 @@ pub mod balloon;
 pub mod disk;
 mod error;
 pub mod net;
+mod overrides;
 mod rate;
 mod size;
 #[cfg(test)]
@@ -14,11 +15,11 @@ pub mod vsock;
 mod words;
 
 use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::io::{self, Read};
+use std::path::{self, Path, PathBuf};
 
 use arch_x86_64::layout::{self, VirtioSlot};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::host::HostKind;
 use crate::pvm;
@@ -27,6 +28,7 @@ pub use balloon::{BalloonConfig, BalloonConfigError};
 pub use disk::DiskConfig;
 pub use error::ConfigError;
 pub use net::NetConfig;
+pub use overrides::{Overrides, Replacement};
 pub use rate::{ByteRate, ByteRateError, RateError};
 pub use size::{ByteSize, ByteSizeError};
 pub use vsock::{VsockConfig, VsockConfigError};
@@ -46,7 +48,7 @@ const MAX_FILE: u64 = 1 << 20;
 const DEFAULT_CMDLINE: &str = "console=ttyS0,115200n8r panic=-1";
 
 /// How a kernel is entered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Boot {
     /// PVH where the kernel has a PVH entry point, else the Linux 64-bit boot protocol.
@@ -59,7 +61,7 @@ pub enum Boot {
 }
 
 /// A guest as its user described it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::Args)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct VmConfig {
     /// Kernel: an ELF vmlinux or a bzImage [default: the tiny guest that `make guest` builds]
@@ -145,14 +147,29 @@ impl VmConfig {
             return Err(ConfigError::CmdlineAndAppend);
         }
         if let Some(directory) = path.parent() {
-            let files = [&mut config.kernel, &mut config.initrd].into_iter().flatten();
-            let disks = config.disks.iter_mut().map(|disk| &mut disk.path);
-            let vsock = config.vsock.iter_mut().map(|vsock| &mut vsock.path);
-            for path in files.chain(disks).chain(vsock) {
+            for path in config.paths() {
                 *path = directory.join(&*path);
             }
         }
         Ok(config)
+    }
+
+    /// The same, with paths that mean the same whatever the working directory is.
+    ///
+    /// # Errors
+    /// The working directory is gone.
+    pub fn with_absolute_paths(mut self) -> io::Result<Self> {
+        for path in self.paths() {
+            *path = path::absolute(&*path)?;
+        }
+        Ok(self)
+    }
+
+    fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let files = [&mut self.kernel, &mut self.initrd].into_iter().flatten();
+        let disks = self.disks.iter_mut().map(|disk| &mut disk.path);
+        let vsock = self.vsock.iter_mut().map(|vsock| &mut vsock.path);
+        files.chain(disks).chain(vsock)
     }
 
     /// These settings, and where they say nothing, those of `base`.

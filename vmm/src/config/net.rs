@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use devices::rate_limit::RateLimit;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::rate::{self, RateError};
@@ -30,7 +30,7 @@ const MIN_MTU: u16 = 68;
 const MAX_TAP_NAME: usize = 15;
 
 /// A network.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct NetConfig {
     /// The tap that the network is on.

@@ -4,14 +4,14 @@ use std::fmt;
 use std::str::FromStr;
 
 use devices::rate_limit::Rate;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::ByteSize;
+use super::{ByteSize, words};
 
 /// Bytes in a second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ByteRate(pub u64);
 
 /// A text that is no [`ByteRate`].
@@ -74,13 +74,7 @@ impl FromStr for ByteRate {
     }
 }
 
-impl TryFrom<String> for ByteRate {
-    type Error = ByteRateError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
+words::is_text!(ByteRate, ByteRateError);
 
 impl fmt::Display for ByteRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
+use serde::{Serialize, Serializer};
 use thiserror::Error;
 
 /// A number of bytes. Written with a suffix K, M, G or T for powers of 1024 (also `MiB` or `MB`), or as a
@@ -56,6 +57,12 @@ impl fmt::Display for ByteSize {
             Some((shift, suffix)) => write!(f, "{}{suffix}", self.0 >> shift),
             None => write!(f, "{}", self.0),
         }
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

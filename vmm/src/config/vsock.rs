@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::words::{self, WordError};
@@ -17,7 +17,7 @@ const FIRST_CID: u32 = 3;
 const LAST_CID: u32 = u32::MAX - 1;
 
 /// Sockets between guest and host.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct VsockConfig {
     /// The Unix socket that host programs connect to, and the start of the names of those that the guest connects to.

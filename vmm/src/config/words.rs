@@ -38,6 +38,26 @@ pub enum WordError {
     },
 }
 
+/// Has serde take and give a type as the text that its `FromStr` reads and its `Display` writes.
+macro_rules! is_text {
+    ($type:ty, $error:ty) => {
+        impl TryFrom<String> for $type {
+            type Error = $error;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                text.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(value: $type) -> Self {
+                value.to_string()
+            }
+        }
+    };
+}
+pub(crate) use is_text;
+
 /// What stands behind the first comma, one after another.
 pub struct Word {
     key: String,

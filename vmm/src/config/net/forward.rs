@@ -1,10 +1,13 @@
 //! A port of the host's that leads to one of the guest's: `tcp:[ADDRESS:]HOSTPORT:GUESTPORT`.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::config::words;
 
 /// What is sent through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,8 +19,8 @@ pub enum Protocol {
 }
 
 /// A port that is forwarded to the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Forward {
     /// What is sent through.
     pub protocol: Protocol,
@@ -102,10 +105,18 @@ fn parse_address(text: &str) -> Result<IpAddr, ForwardError> {
     address.ok_or_else(|| ForwardError::Address(text.to_owned()))
 }
 
-impl TryFrom<String> for Forward {
-    type Error = ForwardError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
+impl fmt::Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        let (host_port, guest_port) = (self.host_port, self.guest_port);
+        match self.address {
+            IpAddr::V4(address) => write!(f, "{protocol}:{address}:{host_port}:{guest_port}"),
+            IpAddr::V6(address) => write!(f, "{protocol}:[{address}]:{host_port}:{guest_port}"),
+        }
     }
 }
+
+words::is_text!(Forward, ForwardError);
