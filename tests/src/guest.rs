@@ -1,11 +1,13 @@
 //! Guests to be run: each a posada command line in the making.
 
+use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use nix::unistd::getuid;
 use vmm_sys_util::tempdir::TempDir;
 
 use crate::ended::Ended;
@@ -53,10 +55,19 @@ impl Guest {
         Self::none().arg("--kernel").arg(path)
     }
 
+    /// `posada restore` with a snapshot's directory.
+    pub fn restored(snapshot: &Path) -> Self {
+        Self::command_line(["restore".as_ref(), snapshot.as_os_str()])
+    }
+
     /// `posada run` without a kernel.
     pub fn none() -> Self {
+        Self::command_line(["run".as_ref()])
+    }
+
+    fn command_line<const N: usize>(arguments: [&OsStr; N]) -> Self {
         Self {
-            arguments: vec!["run".into()],
+            arguments: arguments.map(OsStr::to_owned).into(),
             environment: Vec::new(),
             directory: None,
             input: None,
@@ -89,6 +100,11 @@ impl Guest {
     pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.arguments.push(argument.as_ref().to_owned());
         self
+    }
+
+    /// `--name`.
+    pub fn named(self, name: &str) -> Self {
+        self.arg("--name").arg(name)
     }
 
     /// `--cpus`.
@@ -192,10 +208,19 @@ fn command<S: AsRef<OsStr>>(arguments: &[S], stdin: Stdio) -> Command {
         .args(arguments)
         .env("RUST_BACKTRACE", "1")
         .env_remove("COLUMNS")
+        .env("XDG_RUNTIME_DIR", runtime_directory())
         .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command
+}
+
+/// Where the tests' guests are found by name, apart from those of the person who runs the tests. Its path is short, for
+/// sockets' names are.
+pub fn runtime_directory() -> PathBuf {
+    let directory = env::temp_dir().join(format!("posada-tests-{}", getuid()));
+    fs::create_dir_all(&directory).expect("a directory for running guests");
+    directory
 }
 
 fn need_kvm() {

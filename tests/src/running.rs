@@ -347,6 +347,20 @@ fn wait_for_events(fds: &mut [PollFd<'_>], until: Instant) {
     }
 }
 
+/// Waits until `condition` holds of something that tells nobody when it changes.
+///
+/// # Panics
+/// If the deadline passes.
+#[track_caller]
+pub fn until(what: &str, condition: impl Fn() -> bool) {
+    const POLL_INTERVAL: Duration = Duration::from_millis(10);
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: not in time");
+        thread::sleep(POLL_INTERVAL);
+    }
+}
+
 fn open_pidfd(child: &Child) -> OwnedFd {
     // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };

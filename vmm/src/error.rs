@@ -19,6 +19,7 @@ use crate::host::HostError;
 use crate::memory::MemoryError;
 use crate::passt::PasstError;
 use crate::pvm;
+use crate::runtime::RuntimeError;
 
 /// Why a guest could not be built or started.
 #[derive(Debug, Error)]
@@ -99,6 +100,9 @@ pub enum Error {
     /// Host programs cannot reach the guest's sockets.
     #[error(transparent)]
     Vsock(#[from] BindError),
+    /// The guest has no place among the running ones.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
     /// More CPUID entries or MSRs than KVM takes.
     #[error("KVM takes fewer than {0} CPUID entries or MSRs")]
     CpuidTooLong(usize),

@@ -1,10 +1,12 @@
-//! The life of a machine: `Created → Running → Stopped`.
+//! The life of a machine: `Created → Running ⇄ Paused → Stopped`.
 //!
-//! | from    | to      | by                                                                    |
-//! |---------|---------|-----------------------------------------------------------------------|
-//! | Created | Running | [`Lifecycle::start`], before the vCPU threads are let loose           |
-//! | Running | Stopped | [`Lifecycle::stop`], by a vCPU whose guest has ended, or by the user  |
-//! | Created | Stopped | [`Lifecycle::stop`], when a machine is given up before it has started |
+//! | from    | to      | by                                                                     |
+//! |---------|---------|------------------------------------------------------------------------|
+//! | Created | Running | [`Lifecycle::start`], before the vCPU threads are let loose            |
+//! | Created | Paused  | [`Lifecycle::pause`], for a machine that is made from a snapshot       |
+//! | Running | Paused  | [`Lifecycle::pause`], when all vCPUs are out of the guest              |
+//! | Paused  | Running | [`Lifecycle::start`], before they go on                                |
+//! | any     | Stopped | [`Lifecycle::stop`], by a vCPU whose guest has ended, or by the user   |
 //!
 //! `Stopped` is for good and remembers the first reason. This is the one place that changes the state.
 
@@ -32,6 +34,7 @@ pub enum Stop {
 enum State {
     Created,
     Running,
+    Paused,
     Stopped(Stop),
 }
 
@@ -50,11 +53,20 @@ impl Lifecycle {
         })
     }
 
-    /// The machine starts to run. A machine that has been stopped stays so.
+    /// The machine starts to run, or goes on. A machine that has been stopped stays so.
     pub fn start(&self) {
+        self.enter(State::Running);
+    }
+
+    /// The machine rests. A machine that has been stopped stays so.
+    pub fn pause(&self) {
+        self.enter(State::Paused);
+    }
+
+    fn enter(&self, next: State) {
         let mut state = self.lock();
-        if matches!(*state, State::Created) {
-            *state = State::Running;
+        if !matches!(*state, State::Stopped(_)) {
+            *state = next;
         }
     }
 
@@ -77,7 +89,7 @@ impl Lifecycle {
     pub fn stop_reason(&self) -> Option<Stop> {
         match &*self.lock() {
             State::Stopped(why) => Some(why.clone()),
-            State::Created | State::Running => None,
+            State::Created | State::Running | State::Paused => None,
         }
     }
 
@@ -108,10 +120,11 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_machine_does_not_start() {
+    fn a_stopped_machine_does_not_start_or_pause() {
         let lifecycle = Lifecycle::new().unwrap();
         lifecycle.stop(Stop::Ended);
         lifecycle.start();
+        lifecycle.pause();
         assert!(lifecycle.is_stopped());
     }
 }

@@ -103,7 +103,7 @@ fn open_net(config: &NetConfig, mac: MacAddress) -> Result<Net, Error> {
     Ok(Net::on_stream(name, options, socket))
 }
 
-/// Puts the devices on the bus of memory; returns where they are.
+/// Puts the devices on the bus of memory; returns their transports, and where they are.
 ///
 /// Doorbells and interrupts go between KVM and the I/O threads: no vCPU leaves the guest for them.
 pub fn place(
@@ -111,7 +111,8 @@ pub fn place(
     memory: &GuestMemory,
     devices: Vec<Device>,
     buses: &mut Buses,
-) -> Result<Vec<VirtioSlot>, Error> {
+) -> Result<(Vec<Arc<MmioTransport>>, Vec<VirtioSlot>), Error> {
+    let mut transports = Vec::new();
     let slots = layout::virtio_slots(devices.len()).ok_or(ConfigError::TooManyDevices(devices.len()))?;
     for (slot, device) in slots.iter().zip(devices) {
         let line = eventfd()?;
@@ -126,7 +127,8 @@ pub fn place(
         }
         buses
             .mmio
-            .insert(slot.base.0, layout::VIRTIO_MMIO_SIZE, transport)?;
+            .insert(slot.base.0, layout::VIRTIO_MMIO_SIZE, transport.clone())?;
+        transports.push(transport);
     }
-    Ok(slots)
+    Ok((transports, slots))
 }

@@ -1,144 +1,290 @@
-//! One virtual machine: built from a configuration, then run.
+//! One virtual machine: built from a configuration or a snapshot's state, then run, paused, and run again.
 //!
-//! Building goes step by step: KVM's VM → what the host kind needs → guest memory → interrupt controllers →
-//! devices on buses → kernel and tables in memory → vCPUs. The order of the first ones is that in which KVM does
-//! not wait for a grace period, of up to 20 ms, between them (docs/decisions.md).
+//! Building goes step by step: KVM's VM with memory and interrupt controllers → devices on buses → kernel and tables in
+//! memory, or all that a state says → vCPUs, which their own threads have made meanwhile.
 
-use std::arch::x86_64::__cpuid;
 use std::io::Write;
-use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arch_x86_64::layout;
-use arch_x86_64::registers::Registers;
 use devices::serial::{self, SerialPort};
+use devices::virtio::MmioTransport;
 use devices::virtio::vsock::SocketFile;
 use devices::{i8042, power, pvpanic, rtc};
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Kvm, VmFd};
-use tracing::{debug, info};
+use kvm_ioctls::VmFd;
+use tracing::info;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot;
-use crate::config::{ByteSize, VmConfig};
-use crate::dirty_log;
+use crate::config::VmConfig;
 use crate::error::{Doing, Error};
+use crate::generation;
 use crate::host::{self, HostKind};
 use crate::lifecycle::{Lifecycle, Stop};
-use crate::memory;
-use crate::pvm;
-use crate::vcpu::{self, Buses, Host, Machine, VcpuThread};
+use crate::machine::{self, Machine};
+use crate::machine_state::MachineState;
+use crate::memory::{self, GuestMemory};
+use crate::snapshot::History;
+use crate::state::{LoadError, VmState};
+use crate::vcpu::features::CpuFeatures;
+use crate::vcpu::state::CpuRestore;
+use crate::vcpu::{self, Begin, Buses, Host, RequestError, VcpuThread, Vcpus};
 use crate::virtio;
 
 /// A machine that has been built and has not run. Its vCPUs' threads wait for their start.
 pub struct Vm {
     vcpus: Vec<VcpuThread>,
     buses: Arc<Buses>,
-    registers: Registers,
-    serial: Arc<SerialPort>,
-    room: EventFd,
-    lifecycle: Arc<Lifecycle>,
-    files: Vec<SocketFile>,
+    begin: Begin,
+    running: Parts,
 }
 
-/// A machine whose vCPUs run, each on its thread. Dropping it stops them.
-pub struct RunningVm {
-    threads: Vec<JoinHandle<()>>,
+/// What a machine has beside its vCPUs.
+struct Parts {
+    config: VmConfig,
+    host: Arc<Host>,
+    machine: Arc<Machine>,
     serial: Arc<SerialPort>,
+    rtc: Arc<rtc::Rtc>,
+    virtio: Vec<Arc<MmioTransport>>,
     room: EventFd,
     lifecycle: Arc<Lifecycle>,
-    files: Vec<SocketFile>,
+    files: Mutex<Vec<SocketFile>>,
+    history: Mutex<History>,
+}
+
+/// A machine whose vCPUs run or rest, each on its thread. Dropping it stops them.
+pub struct RunningVm {
+    // Dropped first: nothing runs any more when the rest goes.
+    vcpus: Vcpus,
+    parts: Parts,
 }
 
 impl Vm {
     /// Builds the machine that `config` describes; what its serial console prints goes to `console`.
     ///
-    /// The vCPUs are made by their own threads while this one does the rest.
+    /// # Errors
+    /// The user asked for what cannot be, or the host refuses something.
     pub fn build(config: &VmConfig, console: Box<dyn Write + Send>) -> Result<Self, Error> {
+        let kind = choose_host_kind(config);
+        let memory = || Ok(memory::map(config.memory())?);
+        Self::assemble(config, kind, memory, console, |machine, slots| {
+            Ok(Begin::Boot(boot::load(config, kind, &machine.memory, slots)?))
+        })
+    }
+
+    /// Builds a machine like the one that a snapshot was taken of, around the snapshot's memory. It is at rest:
+    /// [`RunningVm::load`] makes it what the snapshot's state says.
+    ///
+    /// # Errors
+    /// As for [`build`](Self::build).
+    pub fn rebuild(
+        config: &VmConfig,
+        memory: impl FnOnce() -> Result<GuestMemory, Error>,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Self, Error> {
+        let kind = choose_host_kind(config);
+        Self::assemble(config, kind, memory, console, |_, _| Ok(Begin::Rest))
+    }
+
+    /// The vCPUs are made by their own threads while this one does the rest.
+    fn assemble(
+        config: &VmConfig,
+        kind: HostKind,
+        memory: impl FnOnce() -> Result<GuestMemory, Error>,
+        console: Box<dyn Write + Send>,
+        load: impl FnOnce(&Machine, &[layout::VirtioSlot]) -> Result<Begin, Error>,
+    ) -> Result<Self, Error> {
         config.check()?;
         let kvm = host::open()?;
-        let kind = choose_host_kind(config);
-        check_memory_fits_cpu(config.memory())?;
+        machine::check_memory_fits_cpu(config.memory())?;
         vcpu::install_kick_handler().doing("install a signal handler")?;
         let host = Arc::new(Host::new(kvm, kind, config.cpus()));
         let vcpus = (0..config.cpus())
             .map(|index| VcpuThread::spawn(index, host.clone()))
             .collect::<Result<Vec<_>, _>>()?;
-
-        let machine = Arc::new(create_machine(&host, config.memory())?);
+        let machine = Arc::new(Machine::new(&host.kvm, kind, memory)?);
         vcpus.iter().for_each(|vcpu| vcpu.make(machine.clone()));
 
         let lifecycle = Arc::new(Lifecycle::new().doing("open an eventfd")?);
         let room = eventfd()?;
-        let (mut buses, serial) = place_devices(&machine.fd, &room, console)?;
+        let (mut buses, serial, rtc) = place_devices(&machine.fd, &room, console)?;
         let (devices, files) = virtio::open(config)?;
-        let slots = virtio::place(&machine.fd, &machine.memory, devices, &mut buses)?;
-        let registers = boot::load(config, kind, &machine.memory, &slots)?;
+        let (virtio, slots) = virtio::place(&machine.fd, &machine.memory, devices, &mut buses)?;
+        let begin = load(&machine, &slots)?;
         vcpus.iter().try_for_each(VcpuThread::wait_until_ready)?;
         Ok(Self {
             vcpus,
             buses: buses.into(),
-            registers,
-            serial,
-            room,
-            lifecycle,
-            files,
+            begin,
+            running: Parts {
+                config: config.clone(),
+                host,
+                machine,
+                serial,
+                rtc,
+                virtio,
+                room,
+                lifecycle,
+                files: files.into(),
+                history: Mutex::default(),
+            },
         })
     }
 
-    /// Lets the vCPUs run.
+    /// Lets the vCPUs run, or rest if the machine has been made for a snapshot's state.
     pub fn start(self) -> RunningVm {
-        self.lifecycle.start();
-        let start = |vcpu: VcpuThread| vcpu.start(self.buses.clone(), self.registers, self.lifecycle.clone());
+        let lifecycle = &self.running.lifecycle;
+        match self.begin {
+            Begin::Boot(_) => lifecycle.start(),
+            Begin::Rest => lifecycle.pause(),
+        }
+        let start = |vcpu: VcpuThread| vcpu.start(self.buses.clone(), self.begin, lifecycle.clone());
         RunningVm {
-            threads: self.vcpus.into_iter().map(start).collect(),
-            serial: self.serial,
-            room: self.room,
-            lifecycle: self.lifecycle,
-            files: self.files,
+            vcpus: Vcpus::new(self.vcpus.into_iter().map(start).collect()),
+            parts: self.running,
         }
     }
 }
 
 impl RunningVm {
+    /// What it was built from.
+    pub fn config(&self) -> &VmConfig {
+        &self.parts.config
+    }
+
+    /// What runs the guest's kernel code.
+    pub fn host_kind(&self) -> HostKind {
+        self.parts.host.kind
+    }
+
+    /// What a guest can be shown of this host's CPU.
+    ///
+    /// # Errors
+    /// KVM does not tell.
+    pub fn cpu_features(&self) -> Result<CpuFeatures, Error> {
+        CpuFeatures::of_host(&self.parts.host.kvm, self.parts.host.kind)
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.parts.machine.memory
+    }
+
+    /// What it has to do with snapshots.
+    pub fn history(&self) -> MutexGuard<'_, History> {
+        self.parts.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// KVM's side of it.
+    pub fn machine(&self) -> &Machine {
+        &self.parts.machine
+    }
+
     /// The guest's serial console.
     pub fn serial(&self) -> &SerialPort {
-        &self.serial
+        &self.parts.serial
     }
 
     /// Becomes readable when the serial console may take more input than it did.
     pub fn room(&self) -> &EventFd {
-        &self.room
+        &self.parts.room
     }
 
     /// Becomes readable when the machine has stopped.
     pub fn stopped(&self) -> &EventFd {
-        self.lifecycle.stopped()
+        self.parts.lifecycle.stopped()
     }
 
-    /// Why the machine has stopped, or `None` while it runs.
+    /// Why the machine has stopped, or `None` while it has not.
     pub fn stop_reason(&self) -> Option<Stop> {
-        self.lifecycle.stop_reason()
+        self.parts.lifecycle.stop_reason()
+    }
+
+    /// Ends the machine for good.
+    pub fn stop(&self, why: Stop) {
+        self.parts.lifecycle.stop(why);
     }
 
     /// Removes what the machine has in the host's file system, for who does not drop it.
-    pub fn remove_files(&mut self) {
-        self.files.clear();
+    pub fn remove_files(&self) {
+        let mut files = self.parts.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.clear();
+    }
+
+    /// Takes the vCPUs out of the guest, then the devices' workers off their threads, with no request in flight: from
+    /// now on nothing changes the guest's memory.
+    ///
+    /// # Errors
+    /// The guest has ended, or does not come to rest; then it goes on.
+    pub fn pause(&self) -> Result<(), RequestError> {
+        self.vcpus.pause()?;
+        self.parts.lifecycle.pause();
+        self.parts.virtio.iter().for_each(|device| device.pause());
+        Ok(())
+    }
+
+    /// Lets a paused machine go on.
+    ///
+    /// # Errors
+    /// A device cannot go on: the machine stays as it is.
+    pub fn resume(&self) -> Result<(), Error> {
+        for device in &self.parts.virtio {
+            device.resume().doing("let a device go on")?;
+        }
+        self.parts.lifecycle.start();
+        self.vcpus.resume();
+        Ok(())
+    }
+
+    /// Everything that makes a paused machine what it is, but for its memory.
+    ///
+    /// # Errors
+    /// The guest has ended, or KVM does not tell.
+    pub fn save(&self) -> Result<VmState, RequestError> {
+        let parts = &self.parts;
+        Ok(VmState {
+            // Before the vCPUs: an interrupt that is on its way from one to the other is seen.
+            machine: MachineState::save(&parts.machine.fd)?,
+            vcpus: self.vcpus.save()?,
+            serial: parts.serial.save(),
+            rtc: parts.rtc.save(),
+            virtio: parts.virtio.iter().map(|device| device.save()).collect(),
+        })
+    }
+
+    /// Whether a state is of a machine like this one.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check(&self, state: &VmState) -> Result<(), LoadError> {
+        state.check_shape(self.parts.config.cpus(), self.parts.virtio.len())
+    }
+
+    /// Makes a paused machine what a state says; its memory is the caller's to bring.
+    ///
+    /// # Errors
+    /// The state is another machine's, or KVM refuses it. The machine is of no use any more.
+    pub fn load(&self, state: VmState) -> Result<(), LoadError> {
+        self.check(&state)?;
+        let parts = &self.parts;
+        let vcpus = CpuRestore::new(&parts.host.kvm, state.vcpus)?;
+        self.vcpus.load(&Arc::new(vcpus))?;
+        // After the vCPUs: what the I/O APIC holds is delivered at once.
+        state.machine.restore(&parts.machine.fd)?;
+        parts.serial.restore(&state.serial)?;
+        parts.rtc.restore(&state.rtc)?;
+        for (device, state) in parts.virtio.iter().zip(state.virtio) {
+            device.restore(state)?;
+        }
+        // Its twins, if there are any, have another one, and the guest hears of it before it goes on.
+        Ok(generation::renew(&parts.machine.fd, &parts.machine.memory)?)
     }
 }
 
 impl Drop for RunningVm {
     fn drop(&mut self) {
-        self.lifecycle.stop(Stop::Ended);
-        for thread in &self.threads {
-            // Fails only for a thread that has ended.
-            let _ = vcpu::kick(thread);
-        }
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                debug!("a vCPU's thread had panicked");
-            }
-        }
+        self.parts.lifecycle.stop(Stop::Ended);
     }
 }
 
@@ -148,81 +294,24 @@ fn choose_host_kind(config: &VmConfig) -> HostKind {
     kind
 }
 
-fn check_memory_fits_cpu(wanted: ByteSize) -> Result<(), Error> {
-    let max = ByteSize(layout::max_memory(physical_address_bits()));
-    if wanted > max {
-        Err(Error::MemoryBeyondCpu { wanted, max })
-    } else {
-        Ok(())
-    }
-}
-
-/// Leaf 0x8000_0008, EAX bits 0 to 7 (Intel SDM Vol 2, CPUID). A CPU without that leaf has 36.
-fn physical_address_bits() -> u8 {
-    const LEAF: u32 = 0x8000_0008;
-    if __cpuid(LEAF & 1 << 31).eax < LEAF {
-        36
-    } else {
-        __cpuid(LEAF).eax as u8
-    }
-}
-
-fn create_machine(host: &Host, memory: ByteSize) -> Result<Machine, Error> {
-    let fd = create_vm(&host.kvm)?;
-    if host.kind == HostKind::Pvm {
-        pvm::prepare_vm(&fd)?;
-    }
-    let memory = memory::map(memory)?;
-    dirty_log::set_slots(&fd, &memory, false)?;
-    create_interrupt_controllers(&fd)?;
-    Ok(Machine { fd, memory })
-}
-
-fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
-    loop {
-        match kvm.create_vm() {
-            // A signal during KVM_CREATE_VM interrupts it; it has no effect then.
-            Err(error) if error.errno() == libc::EINTR => {}
-            result => return result.doing("create a virtual machine"),
-        }
-    }
-}
-
-fn create_interrupt_controllers(fd: &VmFd) -> Result<(), Error> {
-    fd.set_tss_address(layout::KVM_TSS.0 as usize)
-        .doing("place KVM's task state segment")?;
-    fd.set_identity_map_address(layout::KVM_IDENTITY_MAP.0)
-        .doing("place KVM's identity map")?;
-    fd.create_irq_chip().doing("create the interrupt controllers")?;
-    // The speaker port answers without sound: guests time short waits by it.
-    let pit = kvm_pit_config {
-        flags: KVM_PIT_SPEAKER_DUMMY,
-        ..Default::default()
-    };
-    fd.create_pit2(pit).doing("create the timer")
-}
-
 /// Puts every device where `arch-x86_64`'s layout and ACPI tables say that it is.
 fn place_devices(
     fd: &VmFd,
     room: &EventFd,
     console: Box<dyn Write + Send>,
-) -> Result<(Buses, Arc<SerialPort>), Error> {
+) -> Result<(Buses, Arc<SerialPort>, Arc<rtc::Rtc>), Error> {
     let interrupt = eventfd()?;
     fd.register_irqfd(&interrupt, layout::COM1_IRQ)
         .doing("wire the serial port's interrupt")?;
     let room = room.try_clone().doing("copy an eventfd")?;
     let serial = Arc::new(SerialPort::new(interrupt, room, console));
 
+    let rtc = Arc::new(rtc::Rtc::default());
     let mut buses = Buses::default();
     let power = power::PowerRegisters::new(layout::S5_SLEEP_TYPE, layout::RESET_VALUE);
     let pio = &mut buses.pio;
     pio.insert(layout::COM1_PORT.into(), serial::PORTS, serial.clone())?;
-    pio.insert(
-        layout::CMOS_PORT.into(),
-        rtc::PORTS,
-        Arc::new(rtc::Rtc::default()),
-    )?;
+    pio.insert(layout::CMOS_PORT.into(), rtc::PORTS, rtc.clone())?;
     pio.insert(layout::I8042_DATA_PORT.into(), 1, Arc::new(i8042::DataPort))?;
     pio.insert(layout::I8042_COMMAND_PORT.into(), 1, Arc::new(i8042::CommandPort))?;
     pio.insert(
@@ -231,7 +320,7 @@ fn place_devices(
         Arc::new(pvpanic::Pvpanic),
     )?;
     pio.insert(layout::SLEEP_CONTROL_PORT.into(), power::PORTS, Arc::new(power))?;
-    Ok((buses, serial))
+    Ok((buses, serial, rtc))
 }
 
 pub(crate) fn eventfd() -> Result<EventFd, Error> {

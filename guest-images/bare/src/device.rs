@@ -91,11 +91,25 @@ pub struct Device {
 impl Device {
     /// Resets the device and agrees on those of the features `wanted` that it offers; VERSION_1 must be among them.
     pub fn negotiate(registers: Registers, wanted: u64) -> Outcome<Self> {
+        Self::begin(&registers);
+        let features = registers.features() & (wanted | feature::VERSION_1);
+        Self::agree(registers, features)
+    }
+
+    /// The same with the features of a device that has been asked before what it offers.
+    pub fn negotiate_again(registers: Registers, offered: u64, wanted: u64) -> Outcome<Self> {
+        Self::begin(&registers);
+        Self::agree(registers, offered & (wanted | feature::VERSION_1))
+    }
+
+    fn begin(registers: &Registers) {
         // One after the other, as §3.1.1 of virtio 1.3 has it: there are devices that insist.
         for status in [0, status::ACKNOWLEDGE, status::ACKNOWLEDGE | status::DRIVER] {
             registers.write(offset::STATUS, status);
         }
-        let features = registers.features() & (wanted | feature::VERSION_1);
+    }
+
+    fn agree(registers: Registers, features: u64) -> Outcome<Self> {
         registers.take_features(features);
         let agreed = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
         registers.write(offset::STATUS, agreed);

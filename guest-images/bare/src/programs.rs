@@ -32,7 +32,7 @@ struct Program {
 }
 
 /// All of them. Arguments in brackets have defaults.
-const PROGRAMS: [Program; 17] = [
+const PROGRAMS: [Program; 18] = [
     Program {
         name: "hello",
         help: "prints a line",
@@ -42,6 +42,11 @@ const PROGRAMS: [Program; 17] = [
         name: "echo",
         help: "prints a line of input",
         run: idle::echo,
+    },
+    Program {
+        name: "count",
+        help: "counts lines of input",
+        run: idle::count,
     },
     Program {
         name: "panic",

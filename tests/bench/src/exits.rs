@@ -1,7 +1,7 @@
 //! The round trip of an exit: guest → posada's run loop → bus → a trivial device → guest.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use arch_x86_64::layout;
@@ -9,10 +9,11 @@ use devices::power::{self, PowerRegisters};
 use devices::{BusDevice, GuestRequest};
 use posada_bench::bare_vm::BareVm;
 use posada_bench::programs::{self, ADDRESS, EXITS, PORT};
-use vmm::host::HostKind;
+use vmm::host::{self, HostKind};
 use vmm::lifecycle::{Lifecycle, Stop};
+use vmm::machine::Machine;
 use vmm::pvm::PvmVcpu;
-use vmm::vcpu::{Buses, Machine, Vcpu};
+use vmm::vcpu::{Buses, Host, Vcpu};
 
 use crate::table::Table;
 
@@ -68,7 +69,8 @@ fn through_posada(code: &[u8]) -> f64 {
         .mmio
         .insert(ADDRESS, 0x1000, Arc::new(Trivial))
         .expect("a free address");
-    let pvm = match HostKind::detect() {
+    let kind = HostKind::detect();
+    let pvm = match kind {
         HostKind::Hardware => None,
         HostKind::Pvm => {
             Some(PvmVcpu::new(&machine.fd, layout::PVM_STUB).expect("what a vCPU needs on kvm-pvm"))
@@ -76,15 +78,20 @@ fn through_posada(code: &[u8]) -> f64 {
     };
     let lifecycle = Arc::new(Lifecycle::new().expect("an eventfd"));
     lifecycle.start();
+    let kvm = host::open().expect("KVM");
+    // Nobody asks it for anything: the other end is gone.
+    let (_, requests) = mpsc::channel();
     let vcpu = Vcpu {
         index: 0,
         fd: vcpu,
+        host: Arc::new(Host::new(kvm, kind, 1)),
+        requests,
         buses: buses.into(),
         machine: machine.clone(),
         pvm,
         lifecycle: lifecycle.clone(),
     };
-    let time = microseconds_each(|| vcpu.run());
+    let time = microseconds_each(|| vcpu.run(false));
     assert_eq!(lifecycle.stop_reason(), Some(Stop::PowerOff));
     time
 }

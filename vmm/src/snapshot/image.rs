@@ -74,6 +74,11 @@ impl MemoryImage {
         self.files[0].bytes()
     }
 
+    /// How many diffs lie over the full one.
+    pub fn diffs(&self) -> usize {
+        self.files.len() - 1
+    }
+
     /// Maps it as the memory of a new guest.
     ///
     /// # Errors

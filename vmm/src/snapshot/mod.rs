@@ -1,10 +1,31 @@
-//! Snapshots: a guest on disk, and back again.
+//! Snapshots: a running guest frozen to a directory, and machines made from it, at once and any number of times.
+//!
+//! ```text
+//!   DIR/state     what the machine was: configuration, CPUs, devices; and what is in `memory`   (format)
+//!   DIR/memory    the guest's memory, sparse, mapped by every machine that is made from it       (memory_file)
+//! ```
+//!
+//! A directory is written beside its place and renamed into it, so that one which is there is whole. docs/snapshots.md
+//! describes the format.
 
+mod directory;
+mod error;
+pub mod format;
 pub mod frozen;
+mod history;
 pub mod image;
+mod manifest;
 pub mod memory_file;
 pub mod pages;
 pub mod ranges;
+mod restore;
+mod take;
 #[cfg(test)]
 mod testing;
 mod write;
+
+pub use error::SnapshotError;
+pub use history::History;
+pub use manifest::{DiskRecord, Manifest};
+pub use restore::{Prefault, Rewound, Snapshot, rewind};
+pub use take::{SnapshotOptions, Taken, take};

@@ -114,6 +114,14 @@ pub fn private(memory: &GuestMemory) -> io::Result<PageRanges> {
     })
 }
 
+/// The pages of `memory`, which was mapped from a snapshot, that are not the snapshot's any more: written, or given back to the host.
+///
+/// # Errors
+/// /proc/self/pagemap or /proc/self/maps cannot be read.
+pub fn changed(memory: &GuestMemory) -> io::Result<PageRanges> {
+    Ok(private(memory)?.union(&anonymous_pages(memory)?))
+}
+
 /// The addresses in this process at which `memory` is not a mapping of a file.
 ///
 /// # Errors

@@ -202,14 +202,16 @@ impl CpuFeatures {
     /// What a guest on this host sees that was given `cpuid`, as
     /// [`VcpuState::cpuid`](super::state::VcpuState::cpuid) holds it.
     ///
-    /// kvm-pvm shows its guests leaves 1 and 7 of the host's CPU, whatever they were given.
+    /// kvm-pvm shows its guests leaves 1, 7 and Dh.1 of the host's CPU, whatever they were given.
     pub fn shown(cpuid: &[kvm_cpuid_entry2], kind: HostKind) -> Self {
         let word = |word: &Word| FeatureWord {
             function: word.function,
             index: word.index,
             register: word.register,
             bits: match kind {
-                HostKind::Pvm if matches!(word.function, 1 | 7) => of_this_cpu(word),
+                HostKind::Pvm if matches!((word.function, word.index), (1 | 7, _) | (0xd, 1)) => {
+                    of_this_cpu(word)
+                }
                 _ => given(cpuid, word),
             },
         };

@@ -3,6 +3,7 @@
 pub mod exit;
 pub mod features;
 mod kick;
+mod requests;
 mod reset;
 mod setup;
 pub mod state;
@@ -10,15 +11,19 @@ mod thread;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 
 use devices::GuestRequest;
 use kvm_ioctls::VcpuFd;
 
 pub use exit::{Buses, Crash};
-pub use kick::{install as install_kick_handler, kick};
-pub use thread::{Host, Machine, VcpuThread};
+pub use kick::install as install_kick_handler;
+use kick::kick;
+pub use requests::{Request, RequestError, RunningVcpu, Vcpus};
+pub use thread::{Begin, Host, VcpuThread};
 
 use crate::lifecycle::{Lifecycle, Stop};
+use crate::machine::Machine;
 use crate::pvm::PvmVcpu;
 use exit::Next;
 use kick::Kickable;
@@ -29,6 +34,8 @@ pub struct Vcpu {
     pub index: u32,
     /// KVM's side of it.
     pub fd: VcpuFd,
+    /// The host that it runs on.
+    pub host: Arc<Host>,
     /// Where its accesses to devices go.
     pub buses: Arc<Buses>,
     /// The machine that it is part of, with the memory it runs in.
@@ -37,14 +44,19 @@ pub struct Vcpu {
     pub pvm: Option<PvmVcpu>,
     /// Who says when to stop.
     pub lifecycle: Arc<Lifecycle>,
+    /// What other threads ask of it.
+    pub requests: Receiver<Request>,
 }
 
 impl Vcpu {
-    /// Runs the guest on this thread until it ends or somebody stops the machine, and tells the machine why.
-    pub fn run(mut self) {
+    /// Runs the guest on this thread until it ends or somebody stops the machine, and tells the machine why. A vCPU that
+    /// is to become what a state says rests first.
+    pub fn run(mut self, rests: bool) {
         let kickable = Kickable::arm(&mut self.fd);
-        // A kick that came before had no vCPU to reach, but the stop that it was for can be seen.
-        if !self.lifecycle.is_stopped()
+        let begun = if rests { self.rest() } else { self.heed() };
+        // A kick that came before had no vCPU to reach, but what it was for can be seen.
+        if begun.is_continue()
+            && !self.lifecycle.is_stopped()
             && let Some(stop) = self.run_loop()
         {
             self.lifecycle.stop(stop);
@@ -74,10 +86,10 @@ impl Vcpu {
             Next::Enter => Ok(()),
             Next::Check => {
                 self.fd.set_kvm_immediate_exit(0);
-                match self.lifecycle.is_stopped() {
-                    true => return ControlFlow::Break(None),
-                    false => Ok(()),
-                }
+                return match self.lifecycle.is_stopped() {
+                    true => ControlFlow::Break(None),
+                    false => self.heed(),
+                };
             }
             Next::CompleteInstruction => self.complete_instruction(),
             Next::WriteMsr { index, value } => self.write_msr(index, value),

@@ -11,13 +11,15 @@ use arch_x86_64::cpuid::Leaf;
 use arch_x86_64::layout;
 use arch_x86_64::registers::Registers;
 use kvm_bindings::CpuId;
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd};
 
+use super::requests::{Request, RunningVcpu};
+use super::state::StateFormat;
 use super::{Buses, Vcpu, setup};
 use crate::error::{Doing, Error};
 use crate::host::HostKind;
 use crate::lifecycle::{Lifecycle, Stop};
-use crate::memory::GuestMemory;
+use crate::machine::Machine;
 use crate::pvm::PvmVcpu;
 
 /// What vCPUs are made from before there is a machine: the host.
@@ -30,6 +32,8 @@ pub struct Host {
     pub cpus: u32,
     /// What KVM can show of the host's CPU. Reading it is slow, so one thread does it and the others wait for it.
     leaves: OnceLock<Result<Vec<Leaf>, kvm_ioctls::Error>>,
+    /// What there is to a vCPU's state, once somebody has wanted to know.
+    state_format: OnceLock<StateFormat>,
 }
 
 impl Host {
@@ -40,6 +44,16 @@ impl Host {
             kind,
             cpus,
             leaves: OnceLock::new(),
+            state_format: OnceLock::new(),
+        }
+    }
+
+    /// What there is to a vCPU's state.
+    pub(super) fn state_format(&self) -> Result<&StateFormat, Error> {
+        match self.state_format.get() {
+            Some(format) => Ok(format),
+            // Two vCPUs that ask at the same time find the same.
+            None => StateFormat::new(&self.kvm).map(|format| self.state_format.get_or_init(|| format)),
         }
     }
 
@@ -50,19 +64,22 @@ impl Host {
     }
 }
 
-/// A machine with its memory and interrupt controllers in place.
-pub struct Machine {
-    /// KVM's side of it.
-    pub fd: VmFd,
-    /// The guest's memory.
-    pub memory: GuestMemory,
+/// How the vCPUs of a machine begin.
+#[derive(Clone, Copy)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each vCPU, once")]
+pub enum Begin {
+    /// The first of them with these registers, where the kernel is entered; the others wait for it.
+    Boot(Registers),
+    /// At rest, to be told what they are.
+    Rest,
 }
 
 /// What a vCPU still needs when the machine is complete.
 struct Start {
     buses: Arc<Buses>,
-    registers: Registers,
+    begin: Begin,
     lifecycle: Arc<Lifecycle>,
+    requests: Receiver<Request>,
 }
 
 /// The thread of a vCPU that has not run. Dropping it ends the thread.
@@ -81,7 +98,7 @@ impl VcpuThread {
         let (start, start_receiver) = mpsc::channel();
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
-            .spawn(move || live(index, &host, &machine_receiver, &ready_sender, &start_receiver))
+            .spawn(move || live(index, host, &machine_receiver, &ready_sender, &start_receiver))
             .doing("start a vCPU's thread")?;
         Ok(Self {
             thread,
@@ -104,21 +121,26 @@ impl VcpuThread {
         self.ready.recv().unwrap_or(Ok(()))
     }
 
-    /// Lets the vCPU run; the first of them starts with `registers`.
-    pub fn start(self, buses: Arc<Buses>, registers: Registers, lifecycle: Arc<Lifecycle>) -> JoinHandle<()> {
+    /// Lets the vCPU run.
+    pub fn start(self, buses: Arc<Buses>, begin: Begin, lifecycle: Arc<Lifecycle>) -> RunningVcpu {
+        let (requests, receiver) = mpsc::channel();
         let _ = self.start.send(Start {
             buses,
-            registers,
+            begin,
             lifecycle,
+            requests: receiver,
         });
-        self.thread
+        RunningVcpu {
+            thread: self.thread,
+            requests,
+        }
     }
 }
 
 /// What the thread does. When the machine is given up before its start, a channel closes and it ends.
 fn live(
     index: u32,
-    host: &Host,
+    host: Arc<Host>,
     machine: &Receiver<Arc<Machine>>,
     ready: &Sender<Result<(), Error>>,
     start: &Receiver<Start>,
@@ -136,14 +158,16 @@ fn live(
     }
     let Ok(Start {
         buses,
-        registers,
+        begin,
         lifecycle,
+        requests,
     }) = start.recv()
     else {
         return;
     };
     // The others wait for the guest's INIT and SIPI, which set their registers.
     if index == 0
+        && let Begin::Boot(registers) = begin
         && let Err(error) = setup::set_boot_state(&fd, &registers)
     {
         return lifecycle.stop(Stop::Crash(format!("vCPU 0: {error}")));
@@ -151,12 +175,14 @@ fn live(
     Vcpu {
         index,
         fd,
+        host,
         buses,
         machine,
         pvm,
         lifecycle,
+        requests,
     }
-    .run();
+    .run(matches!(begin, Begin::Rest));
 }
 
 fn create_vcpu(

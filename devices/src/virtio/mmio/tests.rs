@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::virtio::rng::Rng;
-use crate::virtio::testing::{Buffer, DriverQueue, Line, Turns, memory};
+use crate::virtio::testing::{ACKNOWLEDGE, Buffer, DRIVER, Driver, DriverQueue, RUNNING, memory};
 use crate::virtio::{Activation, DeviceState, Difference, Worker};
 
 const MEMORY: usize = 0x1_0000;
@@ -21,74 +21,13 @@ fn machine(device: Arc<dyn VirtioDevice>) -> Driver {
     Driver::new(device, MEMORY)
 }
 
-fn machine(device: Arc<dyn VirtioDevice>) -> Machine {
-    machine_in(memory(MEMORY), device)
-}
-
-fn machine_in(memory: GuestMemory, device: Arc<dyn VirtioDevice>) -> Machine {
-    let (line, turns) = (Line::new(), Arc::new(Turns::new()));
-    let transport = MmioTransport::new(device, turns.clone(), memory.clone(), line.device_side()).unwrap();
-    Machine {
-        transport,
-        memory,
-        turns,
-        line,
-    }
-}
-
-impl Machine {
-    fn read(&self, offset: u64) -> u32 {
-        let mut data = [0xee; 4];
-        self.transport.read(offset, &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    fn write(&self, offset: u64, value: u32) {
-        assert!(self.transport.write(offset, &value.to_le_bytes()).is_continue());
-    }
-
-    fn status(&self) -> u32 {
-        self.read(reg::STATUS)
-    }
-
-    /// §3.1.1 up to step 6, with these features.
-    fn negotiate(&self, features: u64) {
-        self.write(reg::STATUS, ACKNOWLEDGE);
-        self.write(reg::STATUS, ACKNOWLEDGE | DRIVER);
-        for half in [0, 1] {
-            self.write(reg::DRIVER_FEATURES_SEL, half);
-            self.write(reg::DRIVER_FEATURES, (features >> (32 * half)) as u32);
-        }
-        self.write(reg::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
-    }
-
-    fn set_queue(&self, index: u32, state: &QueueState) {
-        self.write(reg::QUEUE_SEL, index);
-        self.write(reg::QUEUE_SIZE, state.size.into());
-        for (low, address) in [
-            (reg::QUEUE_DESC_LOW, state.desc_table),
-            (reg::QUEUE_DRIVER_LOW, state.avail_ring),
-            (reg::QUEUE_DEVICE_LOW, state.used_ring),
-        ] {
-            self.write(low, address as u32);
-            self.write(low + 4, (address >> 32) as u32);
-        }
-        self.write(reg::QUEUE_READY, 1);
-    }
-
-    /// Starts the device with one queue; returns the driver's side of it.
-    fn start(&self) -> DriverQueue {
-        self.negotiate(1 << VIRTIO_F_VERSION_1);
-        let queue = DriverQueue::new(&self.memory, QUEUE, SIZE);
-        self.set_queue(0, &queue.state());
-        self.write(reg::STATUS, RUNNING);
-        queue
-    }
-
-    fn ring(&self) {
-        self.write(reg::QUEUE_NOTIFY, 0);
-        self.turns.run();
-    }
+/// Starts the device with one queue; returns the driver's side of it.
+fn start(guest: &Driver) -> DriverQueue {
+    guest.negotiate(1 << VIRTIO_F_VERSION_1);
+    let queue = DriverQueue::new(&guest.memory, QUEUE, SIZE);
+    guest.set_queue(0, &queue.state());
+    guest.let_work();
+    queue
 }
 
 #[test]

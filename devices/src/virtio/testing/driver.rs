@@ -29,8 +29,12 @@ pub struct Driver {
 impl Driver {
     /// A guest with so many bytes of memory from address 0 on, and this device.
     pub fn new(device: Arc<dyn VirtioDevice>, bytes: usize) -> Self {
-        let line = Line::new();
-        let (memory, turns) = (memory(bytes), Arc::new(Turns::new()));
+        Self::in_memory(memory(bytes), device)
+    }
+
+    /// A guest with this memory and this device.
+    pub fn in_memory(memory: GuestMemory, device: Arc<dyn VirtioDevice>) -> Self {
+        let (line, turns) = (Line::new(), Arc::new(Turns::new()));
         let transport = MmioTransport::new(device, turns.clone(), memory.clone(), line.device_side());
         Self {
             transport: transport.expect("the host has descriptors"),

@@ -1,4 +1,4 @@
-//! `idle` and `echo`: a halted CPU that waits for input.
+//! `idle`, `echo` and `count`: a halted CPU that waits for input.
 
 use alloc::vec::Vec;
 
@@ -40,5 +40,15 @@ pub fn echo(_: &Arguments<'_>) -> Outcome {
     serial::listen();
     println!("listening");
     println!("input: {}", serial::read_line());
+    Ok(())
+}
+
+/// Counts lines of input, for ever: what it prints tells where in its life it is.
+pub fn count(_: &Arguments<'_>) -> Outcome {
+    serial::listen();
+    for number in 1_u64.. {
+        println!("count {number}");
+        serial::read_line();
+    }
     Ok(())
 }

@@ -53,7 +53,7 @@ trait Subject: Sized {
 
 /// A guest with one device, which it has started with all features.
 struct Guest {
-    machine: Machine,
+    machine: Driver,
     queues: Vec<DriverQueue>,
 }
 
@@ -61,19 +61,14 @@ impl Guest {
     fn boot<S: Subject>(host: &Path) -> (S, Self) {
         let (mut subject, device) = S::open(host);
         let count = device.queue_sizes().len();
-        let machine = machine_in(memory(RAM), device);
-        let mut features = 0;
-        for half in [0, 1] {
-            machine.write(reg::DEVICE_FEATURES_SEL, half);
-            features |= u64::from(machine.read(reg::DEVICE_FEATURES)) << (32 * half);
-        }
-        machine.negotiate(features);
+        let machine = Driver::new(device, RAM);
+        machine.negotiate(machine.offered());
         let queue = |n| DriverQueue::new(&machine.memory, QUEUE + n * DriverQueue::bytes(ENTRIES), ENTRIES);
         let queues: Vec<_> = (0..count as u64).map(queue).collect();
         for (index, queue) in (0..).zip(&queues) {
             machine.set_queue(index, &queue.state());
         }
-        machine.write(reg::STATUS, RUNNING);
+        machine.let_work();
         let mut guest = Self { machine, queues };
         subject.set_up(&mut guest);
         guest.check();
@@ -174,7 +169,7 @@ fn goes_on_in_another_process<S: Subject>() {
 
         let device;
         (subject, device) = S::open(host.as_path());
-        let machine = machine_in(memory, device);
+        let machine = Driver::in_memory(memory, device);
         guest = Guest { machine, queues };
         let transport = &guest.machine.transport;
         transport.restore(serde_json::from_str(&state).unwrap()).unwrap();

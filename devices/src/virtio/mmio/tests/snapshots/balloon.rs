@@ -82,7 +82,7 @@ fn a_driver_that_is_asked_for_another_number_of_pages_hears_of_it() {
     let (_, guest) = Guest::boot::<Pages>(host.as_path());
     let state = guest.rest();
     let options = BalloonOptions { pages: 9, ..OPTIONS };
-    let other = machine_in(guest.machine.memory.clone(), Arc::new(Balloon::new(options)));
+    let other = Driver::in_memory(guest.machine.memory.clone(), Arc::new(Balloon::new(options)));
     other.transport.restore(state).unwrap();
     other.transport.resume().unwrap();
     assert_eq!(other.read(reg::INTERRUPT_STATUS), reg::INTERRUPT_CONFIG);

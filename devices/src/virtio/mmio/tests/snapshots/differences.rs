@@ -10,7 +10,7 @@ use crate::virtio::net::NetState;
 /// Why `device` does not take `state`.
 #[track_caller]
 fn refusal(device: Arc<dyn VirtioDevice>, state: TransportState) -> String {
-    let other = machine_in(memory(RAM), device);
+    let other = Driver::new(device, RAM);
     let error: StateError = other.transport.restore(state).unwrap_err();
     error.to_string()
 }
@@ -53,7 +53,7 @@ fn other_queues_and_features_that_are_not_offered_are_refused() {
     assert!(why.contains("features") && why.contains("0x20"), "{why}");
     // Before they are agreed on they are only what somebody has written.
     other.status &= !FEATURES_OK;
-    let machine = machine_in(memory(RAM), Arc::new(Rng));
+    let machine = Driver::new(Arc::new(Rng), RAM);
     assert_eq!(machine.transport.restore(other), Ok(()));
 }
 
@@ -112,29 +112,29 @@ fn a_driver_in_the_midst_of_its_start_goes_on_with_it() {
     let state = guest.transport.save();
     assert!(!state.running);
 
-    let other = machine_in(guest.memory.clone(), Arc::new(Rng));
+    let other = Driver::in_memory(guest.memory.clone(), Arc::new(Rng));
     other.transport.restore(state).unwrap();
     other.transport.resume().unwrap();
     assert_eq!(other.read(reg::QUEUE_READY), 1);
     queue.add(&[Buffer::Write(DATA, 8)]);
-    other.ring();
+    other.ring(0);
     assert_eq!(queue.take_used(), [], "it does not run yet");
     other.write(reg::STATUS, RUNNING);
-    other.ring();
+    other.ring(0);
     assert_eq!(queue.take_used().len(), 1);
 }
 
 #[test]
 fn a_device_that_its_driver_has_stopped_stays_so() {
     let guest = machine(Arc::new(Rng));
-    let mut queue = guest.start();
+    let mut queue = start(&guest);
     guest.write(reg::QUEUE_READY, 0);
     guest.transport.pause();
     let state = guest.transport.save();
     guest.transport.restore(state).unwrap();
     guest.transport.resume().unwrap();
     queue.add(&[Buffer::Write(DATA, 8)]);
-    guest.ring();
+    guest.ring(0);
     assert_eq!((queue.take_used(), guest.status()), (vec![], RUNNING));
 }
 
@@ -142,23 +142,23 @@ fn a_device_that_its_driver_has_stopped_stays_so() {
 fn a_device_that_needs_a_reset_rests_until_it_gets_one_wherever_it_is() {
     for elsewhere in [false, true] {
         let guest = machine(Arc::new(Rng));
-        let mut queue = guest.start();
+        let mut queue = start(&guest);
         queue.jump(SIZE + 1);
-        guest.ring();
+        guest.ring(0);
         guest.line.take_pulses();
         guest.transport.pause();
         if elsewhere {
             guest.transport.restore(guest.transport.save()).unwrap();
         }
         guest.transport.resume().unwrap();
-        guest.ring();
+        guest.ring(0);
         assert_eq!(guest.status(), RUNNING | DEVICE_NEEDS_RESET);
         assert_eq!(guest.line.take_pulses(), u64::from(elsewhere));
         guest.write(reg::STATUS, 0);
         guest.memory.write_slice(&[0; 4096], GuestAddress(QUEUE)).unwrap();
-        let mut queue = guest.start();
+        let mut queue = start(&guest);
         queue.add(&[Buffer::Write(DATA, 8)]);
-        guest.ring();
+        guest.ring(0);
         assert_eq!((queue.take_used().len(), guest.status()), (1, RUNNING));
     }
 }
@@ -168,7 +168,7 @@ fn queues_that_are_nowhere_in_memory_are_an_error_and_no_fault() {
     let host = TempDir::new().unwrap();
     let mut state = state_of::<entropy::Entropy>(host.as_path());
     state.queues[0].desc_table = RAM as u64;
-    let other = machine_in(memory(RAM), Arc::new(Rng));
+    let other = Driver::new(Arc::new(Rng), RAM);
     other.transport.restore(state).unwrap();
     assert!(other.transport.resume().is_err());
     assert_eq!(other.status(), RUNNING | DEVICE_NEEDS_RESET);
@@ -179,13 +179,13 @@ fn a_pause_and_a_resume_too_many_change_nothing() {
     let guest = machine(Arc::new(Rng));
     guest.transport.pause();
     guest.transport.resume().unwrap();
-    let mut queue = guest.start();
+    let mut queue = start(&guest);
     guest.transport.resume().unwrap();
     guest.transport.pause();
     guest.transport.pause();
     guest.transport.resume().unwrap();
     guest.transport.resume().unwrap();
     queue.add(&[Buffer::Write(DATA, 8)]);
-    guest.ring();
+    guest.ring(0);
     assert_eq!((queue.take_used().len(), guest.status()), (1, RUNNING));
 }

@@ -137,7 +137,7 @@ fn a_link_that_has_come_back_is_told_to_the_driver() {
     let generation = guest.machine.read(reg::CONFIG_GENERATION);
 
     let (_host, device) = open(None);
-    let other = machine_in(guest.machine.memory.clone(), device);
+    let other = Driver::in_memory(guest.machine.memory.clone(), device);
     other.transport.restore(state).unwrap();
     assert_eq!(other.read(reg::CONFIG_GENERATION), generation);
     other.transport.resume().unwrap();

@@ -216,7 +216,7 @@ fn cloned(host: &Path, cid: u32) -> (Sockets, Guest) {
     let (memory, queues) = (guest.machine.memory.clone(), guest.queues);
     drop((guest.machine, sockets));
     let (sockets, device) = bind(host, cid);
-    let machine = machine_in(memory, device);
+    let machine = Driver::in_memory(memory, device);
     machine.transport.restore(state).unwrap();
     machine.transport.resume().unwrap();
     (sockets, Guest { machine, queues })

@@ -1,17 +1,29 @@
 //! The command line: what it takes, what it prints, and what its exit status means.
 
+mod background;
+mod clones;
+mod guest;
+mod run;
+mod snapshot;
+
 use std::fmt;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::{self, ExitCode};
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use thiserror::Error;
 use tracing::Level;
-use vmm::config::VmConfig;
+use vmm::config::ConfigError;
 use vmm::console::{self, End};
+use vmm::control::ControlError;
 use vmm::error::Error;
 use vmm::lifecycle::Stop;
-use vmm::vm::Vm;
+use vmm::snapshot::SnapshotError;
+
+use clones::Clones;
+use run::Run;
+use snapshot::{Restore, Rewind, Take};
 
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
@@ -27,18 +39,6 @@ Exit status:
   3    the guest crashed: a kernel panic, a triple fault, ...
   143  posada was told to end by SIGTERM (128 + the signal's number)";
 
-const RUN_EXAMPLES: &str = "\
-Examples:
-  posada run
-  posada run --cpus 2 --memory 1G --append quiet
-  posada run --kernel vmlinuz --initrd initrd.img --append root=/dev/ram0
-  posada run --disk disk.img --net user,forward=tcp:8080:80
-  posada run --config guest.toml --memory 2G
-  echo 'uname -a; poweroff' | posada run
-
-On the console: Ctrl-A x ends the guest, Ctrl-A h shows the keys.
-";
-
 /// A virtual machine monitor for Linux guests on KVM
 #[derive(Parser)]
 #[command(name = "posada", version, after_help = EXIT_STATUS_HELP)]
@@ -50,37 +50,68 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run a guest in the foreground, its console on this terminal
-    #[command(after_help = format!("{RUN_EXAMPLES}\n{EXIT_STATUS_HELP}"))]
+    #[command(after_help = format!("{}\n{EXIT_STATUS_HELP}", run::EXAMPLES))]
     Run(Run),
+    /// Freeze a running guest into a directory; it goes on
+    #[command(after_help = snapshot::TAKE_EXAMPLES)]
+    Snapshot(Take),
+    /// Run the guest of a snapshot in the foreground, from where it was
+    #[command(after_help = format!("{}\n{EXIT_STATUS_HELP}", snapshot::RESTORE_EXAMPLES))]
+    Restore(Restore),
+    /// Take a running guest back to a snapshot
+    #[command(after_help = snapshot::REWIND_EXAMPLES)]
+    Rewind(Rewind),
+    /// Start guests from a snapshot, in the background
+    #[command(after_help = clones::EXAMPLES)]
+    Clone(Clones),
 }
 
-#[derive(Args)]
-struct Run {
-    /// Read settings from a TOML file; flags win over it
-    #[arg(long, value_name = "FILE.toml")]
-    config: Option<PathBuf>,
+/// Why a command did not do what it should.
+#[derive(Debug, Error)]
+enum Failure {
+    /// A guest could not be built or started.
+    #[error(transparent)]
+    Vm(#[from] Error),
+    /// A snapshot could not be used.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A running guest did not do what it was asked for.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// Something else, in a sentence.
+    #[error("{0}")]
+    Other(String),
+}
 
-    #[command(flatten)]
-    vm: VmConfig,
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Vm(error.into())
+    }
+}
 
-    /// Say on standard error what is being done; twice for more
-    #[arg(short, long, action = ArgAction::Count)]
-    verbose: u8,
+impl Failure {
+    fn status(&self) -> u8 {
+        match self {
+            Self::Vm(Error::Config(_)) => USAGE,
+            _ => FAILURE,
+        }
+    }
 }
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
-    let Command::Run(run) = Cli::parse().command;
-    start_log(run.verbose);
-    match run_guest(run) {
-        Ok(end) => finish(&end),
-        Err(error) => {
-            say(format_args!("posada: {error}"));
-            ExitCode::from(if matches!(error, Error::Config(_)) {
-                USAGE
-            } else {
-                FAILURE
-            })
+    let done = match Cli::parse().command {
+        Command::Run(run) => run.execute(),
+        Command::Snapshot(take) => take.execute(),
+        Command::Restore(restore) => restore.execute(),
+        Command::Rewind(rewind) => rewind.execute(),
+        Command::Clone(clones) => clones.execute(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say(format_args!("posada: {failure}"));
+            ExitCode::from(failure.status())
         }
     }
 }
@@ -88,6 +119,13 @@ pub fn main() -> ExitCode {
 /// Tells the user. Who has closed standard error, or filled its disk, is told by the exit status alone.
 fn say(message: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{message}");
+}
+
+/// For scripts.
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).map_err(|error| Failure::Other(error.to_string()))?;
+    println!("{text}");
+    Ok(())
 }
 
 fn start_log(verbose: u8) {
@@ -105,21 +143,6 @@ fn start_log(verbose: u8) {
         .with_target(false)
         .without_time()
         .init();
-}
-
-fn run_guest(run: Run) -> Result<End, Error> {
-    let config = match &run.config {
-        Some(path) => run.vm.or(VmConfig::from_file(path)?),
-        None => run.vm,
-    };
-    console::block_signals()?;
-    let mut vm = Vm::build(&config, Box::new(console::output()?))?.start();
-    let end = console::attend(&vm)?;
-    report(config.name(), &end);
-    vm.remove_files();
-    // Taking the machine apart takes KVM milliseconds; the kernel does it as the process goes.
-    std::mem::forget(vm);
-    Ok(end)
 }
 
 /// A crash is always told; how else a guest ended only to a person, who sees no exit status.

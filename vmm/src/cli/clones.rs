@@ -1,0 +1,145 @@
+//! `posada clone`: guests from a snapshot, in the background.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+use vmm::config::{Overrides, Replacement};
+use vmm::control::{self, Request};
+use vmm::snapshot::{Snapshot, SnapshotOptions};
+
+use super::background::Starting;
+use super::{Failure, print_json, say};
+
+pub const EXAMPLES: &str = "\
+Examples:
+  posada clone /srv/web.1 --count 10        web-1 to web-10, each a process in the background
+  posada clone web --count 2                from the running guest web, which goes on
+  posada clone /srv/web.1 --count 3 --name w --net tap0=tap{}     w-1 on tap1, w-2 on tap2, w-3 on tap3";
+
+/// Starts guests from a snapshot.
+#[derive(Args)]
+pub struct Clones {
+    /// A snapshot's directory, or the name of a running guest, of which a snapshot is taken first
+    #[arg(value_name = "DIR|NAME")]
+    what: PathBuf,
+    /// How many
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    count: u32,
+    /// What their names begin with; a number follows [default: the snapshot's name]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    overrides: Overrides,
+    /// Print the clones as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A snapshot that is there for as long as clones are made from it.
+enum Template {
+    Given(PathBuf),
+    /// Taken for the purpose. The clones keep what they have of it when it goes.
+    Taken(PathBuf),
+}
+
+/// What the user is told of a clone.
+#[derive(Serialize)]
+struct Started {
+    name: String,
+}
+
+impl Clones {
+    /// Starts them all beside each other, and waits until they run.
+    pub fn execute(self) -> Result<(), Failure> {
+        let template = self.template()?;
+        let snapshot = Snapshot::open(template.path())?;
+        let prefix = self.name.as_deref().unwrap_or(snapshot.config().name());
+        let names: Vec<_> = (1..=self.count)
+            .map(|number| format!("{prefix}-{number}"))
+            .collect();
+        let starting: Vec<_> = (1..)
+            .zip(&names)
+            .map(|(number, name)| self.start(&template, number, name))
+            .collect();
+        let mut failures = Vec::new();
+        let mut started = Vec::new();
+        for (name, starting) in names.into_iter().zip(starting) {
+            match starting.and_then(Starting::wait) {
+                Ok(()) => started.push(Started { name }),
+                Err(failure) => failures.push(format!("{name}: {failure}")),
+            }
+        }
+        if self.json {
+            print_json(&started)?;
+        } else {
+            started.iter().for_each(|clone| println!("{}", clone.name));
+        }
+        let Some(last) = failures.pop() else { return Ok(()) };
+        failures
+            .iter()
+            .for_each(|failure| say(format_args!("posada: {failure}")));
+        Err(Failure::Other(last))
+    }
+
+    fn template(&self) -> Result<Template, Failure> {
+        if self.what.is_dir() {
+            return Ok(Template::Given(self.what.clone()));
+        }
+        let name = self.what.to_string_lossy();
+        let directory = std::env::temp_dir().join(format!("posada-{name}-{}", std::process::id()));
+        let options = SnapshotOptions {
+            directory: directory.clone(),
+            diff: false,
+            stop: false,
+        };
+        control::ask(&name, &Request::Snapshot(options))?;
+        Ok(Template::Taken(directory))
+    }
+
+    fn start(&self, template: &Template, number: u32, name: &str) -> Result<Starting, Failure> {
+        let mut arguments: Vec<OsString> = vec!["restore".into(), template.path().into()];
+        let mut flag = |flag: &str, value: OsString| arguments.extend([flag.into(), value]);
+        flag("--name", name.into());
+        let numbered = |replacement: &Replacement| replacement.numbered(number).to_string().into();
+        self.overrides
+            .disks
+            .iter()
+            .for_each(|disk| flag("--disk", numbered(disk)));
+        self.overrides
+            .nets
+            .iter()
+            .for_each(|net| flag("--net", numbered(net)));
+        if let Some(vsock) = &self.overrides.vsock {
+            flag(
+                "--vsock",
+                vsock.to_string_lossy().replace("{}", &number.to_string()).into(),
+            );
+        }
+        arguments.extend(["--clone".into(), "--background".into()]);
+        Starting::begin(arguments)
+    }
+}
+
+impl Template {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Given(path) | Self::Taken(path) => path,
+        }
+    }
+}
+
+impl Drop for Template {
+    fn drop(&mut self) {
+        if let Self::Taken(path) = self
+            && let Err(error) = fs::remove_dir_all(&*path)
+        {
+            say(format_args!(
+                "posada: cannot remove '{}': {error}",
+                path.display()
+            ));
+        }
+    }
+}

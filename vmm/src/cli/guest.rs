@@ -1,0 +1,121 @@
+//! A guest that this process runs: its place among the running ones, its console, its end.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use nix::unistd::{dup2_stderr, dup2_stdout};
+use tracing::info;
+use vmm::config::{Overrides, VmConfig};
+use vmm::console;
+use vmm::control::Control;
+use vmm::error::Error;
+use vmm::runtime::{GuestDirectory, RuntimeError};
+use vmm::vm::RunningVm;
+
+use super::background::READY;
+use super::{Failure, finish, report};
+
+/// What a guest in the background has in its directory: what its console prints, posada's messages, and its socket.
+const CONSOLE: &str = "console.log";
+const MESSAGES: &str = "posada.log";
+const VSOCK: &str = "vsock.sock";
+
+/// A guest's place among the running ones, if this host has one for it.
+pub struct Hosted {
+    directory: Option<GuestDirectory>,
+}
+
+impl Hosted {
+    /// Takes the place of the guest that `config` names; one without a name of its own is given one.
+    ///
+    /// # Errors
+    /// Its name is another running guest's.
+    pub fn begin(config: &mut VmConfig) -> Result<Self, Failure> {
+        config.check()?;
+        let directory = match GuestDirectory::claim(config.name(), config.name.is_some()) {
+            Ok(directory) => {
+                config.name = Some(directory.name().to_owned());
+                Some(directory)
+            }
+            Err(error @ (RuntimeError::Nowhere | RuntimeError::Refused { .. })) => {
+                info!("the guest cannot be reached by name: {error}");
+                None
+            }
+            Err(error) => return Err(Error::from(error).into()),
+        };
+        Ok(Self { directory })
+    }
+
+    /// Where the guest's files are.
+    ///
+    /// # Errors
+    /// This host has no place for them.
+    fn directory(&self) -> Result<&GuestDirectory, Failure> {
+        self.directory
+            .as_ref()
+            .ok_or_else(|| Error::from(RuntimeError::Nowhere).into())
+    }
+
+    /// Gives one of several guests from a snapshot what each must have for itself, as far as the user has not.
+    ///
+    /// # Errors
+    /// This host has no place for it.
+    pub fn make_own(&self, config: &mut VmConfig, given: &Overrides) -> Result<(), Failure> {
+        let directory = self.directory()?;
+        if let Some(vsock) = &mut config.vsock
+            && given.vsock.is_none()
+        {
+            vsock.path = directory.path().join(VSOCK);
+        }
+        Ok(())
+    }
+
+    /// A new file for what the guest's console prints.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn console_file(&self) -> Result<File, Failure> {
+        let path = self.directory()?.path().join(CONSOLE);
+        File::create(&path)
+            .map_err(|error| Failure::Other(format!("cannot make '{}': {error}", path.display())))
+    }
+
+    /// Connects the guest with this terminal, and with who asks for it by name, until it ends; then the process does.
+    /// In the background, says that the guest runs, and leaves standard output and error.
+    pub fn attend(self, vm: RunningVm, background: bool) -> Result<(), Failure> {
+        let vm = Arc::new(vm);
+        let control = match &self.directory {
+            Some(directory) => Control::serve(vm.clone(), &directory.socket())
+                .inspect_err(|error| info!("the guest cannot be reached by name: {error}"))
+                .ok(),
+            None => None,
+        };
+        if background {
+            self.announce()?;
+        }
+        let end = console::attend(&vm)?;
+        if let Some(control) = control {
+            control.finish();
+        }
+        report(vm.config().name(), &end);
+        vm.remove_files();
+        drop(self.directory);
+        // Taking the machine apart takes KVM milliseconds; the kernel does it as the process goes.
+        std::mem::forget(vm);
+        finish(&end)
+    }
+
+    fn announce(&self) -> Result<(), Failure> {
+        let path = self.directory()?.path().join(MESSAGES);
+        let leave = || {
+            let messages = File::create(&path)?;
+            println!("{READY}");
+            dup2_stdout(&messages)?;
+            dup2_stderr(&messages)?;
+            Ok(())
+        };
+        leave()
+            .map_err(|error: io::Error| Failure::Other(format!("cannot make '{}': {error}", path.display())))
+    }
+}

@@ -1,0 +1,173 @@
+//! `posada snapshot`, `restore` and `rewind`.
+
+use std::io::Write;
+use std::path::{self, Path, PathBuf};
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+use vmm::config::Overrides;
+use vmm::console;
+use vmm::control::{self, Answer, Request};
+use vmm::snapshot::{Prefault, Snapshot, SnapshotOptions};
+
+use super::guest::Hosted;
+use super::{Failure, print_json, say, start_log};
+
+pub const TAKE_EXAMPLES: &str = "\
+Examples:
+  posada snapshot web /srv/web.1            the guest goes on
+  posada snapshot web /srv/web.2 --diff     only what has changed since web.1
+  posada snapshot web /srv/web.3 --stop     the guest ends";
+
+pub const RESTORE_EXAMPLES: &str = "\
+Examples:
+  posada restore /srv/web.1
+  posada restore /srv/web.1 --name web-b --disk root=b.img --net tap0=tap1
+";
+
+pub const REWIND_EXAMPLES: &str = "\
+Examples:
+  posada rewind web /srv/web.1";
+
+/// Asks a running guest for a snapshot.
+#[derive(Args)]
+pub struct Take {
+    /// The running guest
+    name: String,
+    /// Where the snapshot is to be: a directory that is not there yet
+    directory: PathBuf,
+    /// Write only what has changed since the last snapshot of this guest, which must be kept
+    #[arg(long)]
+    diff: bool,
+    /// End the guest once the snapshot is taken
+    #[arg(long)]
+    stop: bool,
+    /// Print figures as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs a snapshot's guest.
+#[derive(Args)]
+pub struct Restore {
+    /// The snapshot
+    directory: PathBuf,
+    /// Name of the guest [default: the snapshot's]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    overrides: Overrides,
+    /// What of the guest's memory to read before it runs
+    #[arg(long, value_name = "WHAT", default_value = "none")]
+    prefault: Prefault,
+    /// Check every byte of the snapshot before anything runs
+    #[arg(long)]
+    verify: bool,
+    /// The guest is one of several from this snapshot: what only one can have is made its own
+    #[arg(long, hide = true)]
+    clone: bool,
+    /// Say on standard output when the guest runs; its console goes to a file in its directory
+    #[arg(long, hide = true)]
+    background: bool,
+    /// Say on standard error what is being done; twice for more
+    #[arg(short, long, action = ArgAction::Count)]
+    verbose: u8,
+}
+
+/// Asks a running guest to go back.
+#[derive(Args)]
+pub struct Rewind {
+    /// The running guest
+    name: String,
+    /// The snapshot, of this guest
+    directory: PathBuf,
+    /// Print figures as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Take {
+    /// Takes the snapshot and says what it took.
+    pub fn execute(self) -> Result<(), Failure> {
+        let options = SnapshotOptions {
+            directory: absolute(&self.directory)?,
+            diff: self.diff,
+            stop: self.stop,
+        };
+        let Answer::Taken(taken) = control::ask(&self.name, &Request::Snapshot(options))? else {
+            return Err(unexpected());
+        };
+        if self.json {
+            return print_json(&taken);
+        }
+        say(format_args!(
+            "posada: {} is in '{}': {} written, the guest was paused for {:.1?}",
+            self.name,
+            self.directory.display(),
+            taken.written,
+            Duration::from_micros(taken.paused_us)
+        ));
+        Ok(())
+    }
+}
+
+impl Restore {
+    /// Runs the guest until it ends, and the process with it.
+    pub fn execute(self) -> Result<(), Failure> {
+        start_log(self.verbose);
+        let snapshot = Snapshot::open(&self.directory)?;
+        if self.verify {
+            snapshot.verify()?;
+        }
+        let mut config = self.overrides.apply(snapshot.config().clone())?;
+        config.name = self.name.or(config.name);
+        console::block_signals()?;
+        let hosted = Hosted::begin(&mut config)?;
+        if self.clone {
+            hosted.make_own(&mut config, &self.overrides)?;
+        }
+        let console: Box<dyn Write + Send> = match self.background {
+            true => Box::new(hosted.console_file()?),
+            false => Box::new(console::output()?),
+        };
+        let vm = snapshot.restore(&config, self.prefault, console)?;
+        vm.resume()?;
+        hosted.attend(vm, self.background)
+    }
+}
+
+impl Rewind {
+    /// Takes the guest back and says how long that was.
+    pub fn execute(self) -> Result<(), Failure> {
+        let request = Request::Rewind {
+            directory: absolute(&self.directory)?,
+        };
+        let Answer::Rewound(rewound) = control::ask(&self.name, &request)? else {
+            return Err(unexpected());
+        };
+        if self.json {
+            return print_json(&rewound);
+        }
+        say(format_args!(
+            "posada: {} is where it was at '{}', after {:.1?}",
+            self.name,
+            self.directory.display(),
+            Duration::from_micros(rewound.took_us)
+        ));
+        Ok(())
+    }
+}
+
+/// What a running guest is told is relative to its own directory, not to this one.
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    path::absolute(path).map_err(|error| {
+        Failure::Other(format!(
+            "there is no telling where '{}' is: {error}",
+            path.display()
+        ))
+    })
+}
+
+fn unexpected() -> Failure {
+    Failure::Other("the guest answers something else: it runs another version of posada".to_owned())
+}

@@ -1,0 +1,202 @@
+//! Where running guests are found by name: a directory each, under `$XDG_RUNTIME_DIR/posada` or, for root, `/run/posada`.
+//!
+//! A directory belongs to the process that holds the lock of the file `lock` in it. The kernel lets go of the lock however
+//! a process ends, so what a crashed guest has left is recognised, and is the next one's of that name.
+
+use std::env;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::geteuid;
+use thiserror::Error;
+use tracing::debug;
+
+const LOCK: &str = "lock";
+const SOCKET: &str = "control.sock";
+/// What holds it is the user's alone: who can reach a guest's socket can do anything to the guest.
+const PRIVATE_DIRECTORY: u32 = 0o700;
+const PRIVATE_FILE: u32 = 0o600;
+/// Guests without a name of their own that there can be at a time.
+const MAX_NUMBER: u32 = 100_000;
+
+/// Why a guest has no place among the running ones.
+#[derive(Debug, Error)]
+pub enum RuntimeError {
+    /// There is one already.
+    #[error("there is a running guest named '{0}': end it, or give this one another --name")]
+    Taken(String),
+    /// Not even a number was free.
+    #[error("{MAX_NUMBER} guests named '{0}' are running: give this one a --name")]
+    AllTaken(String),
+    /// No directory can be there.
+    #[error("cannot keep a running guest's files in '{path}': {source}", path = path.display())]
+    Refused {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No such guest.
+    #[error("there is no running guest named '{0}'")]
+    Unknown(String),
+    /// Nowhere to look.
+    #[error("there is no telling where running guests are: set XDG_RUNTIME_DIR to a directory of yours")]
+    Nowhere,
+}
+
+/// The directory of a running guest, this process's own until it is dropped, which removes it.
+#[derive(Debug)]
+pub struct GuestDirectory {
+    name: String,
+    path: PathBuf,
+    _lock: File,
+}
+
+impl GuestDirectory {
+    /// Takes the directory of `name`. Without `exactly`, a number is added if there is a guest of that name.
+    ///
+    /// # Errors
+    /// The name is taken, or there is no place for such directories.
+    pub fn claim(name: &str, exactly: bool) -> Result<Self, RuntimeError> {
+        let base = base()?;
+        let refused = |source| RuntimeError::Refused {
+            path: base.clone(),
+            source,
+        };
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(PRIVATE_DIRECTORY);
+        builder.create(&base).map_err(refused)?;
+        let numbered = (2..MAX_NUMBER).map(|number| format!("{name}-{number}"));
+        let candidates = std::iter::once(name.to_owned()).chain(numbered);
+        for candidate in candidates.take(if exactly { 1 } else { usize::MAX }) {
+            if let Some(directory) = Self::try_claim(&base, candidate).map_err(refused)? {
+                return Ok(directory);
+            }
+        }
+        Err(if exactly {
+            RuntimeError::Taken(name.to_owned())
+        } else {
+            RuntimeError::AllTaken(name.to_owned())
+        })
+    }
+
+    /// Takes one directory, or `None` if it is another's.
+    fn try_claim(base: &Path, name: String) -> io::Result<Option<Self>> {
+        let path = base.join(&name);
+        loop {
+            match DirBuilder::new().mode(PRIVATE_DIRECTORY).create(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).mode(PRIVATE_FILE);
+            let mut lock = match options.open(path.join(LOCK)) {
+                // Its owner has removed it in between.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                result => result?,
+            };
+            match lock.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            // The file that was locked may have been removed by its last owner, and be nobody's way to find this guest.
+            let there = fs::metadata(path.join(LOCK)).map(|found| (found.dev(), found.ino()));
+            let ours = lock.metadata().map(|ours| (ours.dev(), ours.ino()))?;
+            if there.is_ok_and(|there| there == ours) {
+                lock.set_len(0)?;
+                writeln!(lock, "{}", std::process::id())?;
+                remove_if_there(&path.join(SOCKET))?;
+                return Ok(Some(Self {
+                    name,
+                    path,
+                    _lock: lock,
+                }));
+            }
+        }
+    }
+
+    /// The guest's name, with the number that it was given.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the guest's control socket is.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join(SOCKET)
+    }
+}
+
+impl Drop for GuestDirectory {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            debug!("cannot remove '{}': {error}", self.path.display());
+        }
+    }
+}
+
+/// The control socket of the running guest `name`.
+///
+/// # Errors
+/// There is no such guest.
+pub fn socket_of(name: &str) -> Result<PathBuf, RuntimeError> {
+    let path = base()?.join(name).join(SOCKET);
+    match path.exists() {
+        true => Ok(path),
+        false => Err(RuntimeError::Unknown(name.to_owned())),
+    }
+}
+
+fn base() -> Result<PathBuf, RuntimeError> {
+    match env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty()) {
+        Some(directory) => Ok(PathBuf::from(directory).join("posada")),
+        None if geteuid().is_root() => Ok("/run/posada".into()),
+        None => Err(RuntimeError::Nowhere),
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(base: &Path, name: &str) -> Option<GuestDirectory> {
+        GuestDirectory::try_claim(base, name.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn a_name_is_one_guests_until_it_is_gone() {
+        let base = tempfile::tempdir().unwrap();
+        let first = claim(base.path(), "web").unwrap();
+        assert!(claim(base.path(), "web").is_none());
+        let pid = fs::read_to_string(first.path().join(LOCK)).unwrap();
+        assert_eq!(pid.trim(), std::process::id().to_string());
+        drop(first);
+        assert!(!base.path().join("web").exists());
+        assert!(claim(base.path(), "web").is_some());
+    }
+
+    #[test]
+    fn what_a_crashed_guest_has_left_is_the_next_ones() {
+        let base = tempfile::tempdir().unwrap();
+        let left = base.path().join("web");
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join(LOCK), "1").unwrap();
+        fs::write(left.join(SOCKET), "left over").unwrap();
+        let next = claim(base.path(), "web").unwrap();
+        assert!(!next.socket().exists());
+    }
+}

@@ -1,0 +1,120 @@
+//! What a machine has to do with snapshots: the one that its memory is mapped from, the last one, and what has changed since.
+
+use std::path::PathBuf;
+
+use super::SnapshotError;
+use super::image::{MAX_DIFFS, MAX_RUNS, MemoryImage};
+use super::manifest::DiffRecord;
+use super::pages;
+use super::ranges::PageRanges;
+use crate::dirty_log;
+use crate::error::{Doing, Error};
+use crate::vm::RunningVm;
+
+/// A machine's past.
+#[derive(Default)]
+pub struct History {
+    /// What the guest's memory is mapped from.
+    mapped: Option<MemoryImage>,
+    /// The last snapshot that was taken of the machine, or that it was made from or taken back to.
+    last: Option<Last>,
+    /// Whether KVM and the devices record what is written.
+    recording: bool,
+}
+
+/// What the next diff goes by.
+struct Last {
+    directory: PathBuf,
+    id: u64,
+    /// How many diffs lead from a full snapshot to it.
+    depth: usize,
+    changed: Changed,
+}
+
+/// How to know what has changed since the last snapshot.
+enum Changed {
+    /// The pages that are not the mapped file's any more: the guest has run on that snapshot's memory.
+    Unmapped,
+    /// These, and what has been recorded since.
+    Recorded(PageRanges),
+}
+
+impl History {
+    /// The machine's memory is that of the snapshot in `directory`, mapped from `image`.
+    pub fn goes_on_from(&mut self, directory: PathBuf, id: u64, image: MemoryImage) {
+        self.last = Some(Last {
+            directory,
+            id,
+            depth: image.diffs(),
+            changed: Changed::Unmapped,
+        });
+        self.mapped = Some(image);
+    }
+
+    /// What the machine's memory is mapped from.
+    pub fn mapped(&self) -> Option<&MemoryImage> {
+        self.mapped.as_ref()
+    }
+
+    /// Has what is written recorded from now on. While the guest runs: KVM may take milliseconds.
+    ///
+    /// # Errors
+    /// KVM cannot.
+    pub fn record(&mut self, vm: &RunningVm) -> Result<(), Error> {
+        if !self.recording {
+            dirty_log::record(&vm.machine().fd, vm.memory(), true)?;
+            self.recording = true;
+        }
+        Ok(())
+    }
+
+    /// Notes what was written until now, while the guest rests.
+    ///
+    /// # Errors
+    /// KVM does not tell, or the kernel does not say what is mapped from the file.
+    pub fn note(&mut self, vm: &RunningVm) -> Result<(), Error> {
+        let recorded = dirty_log::take(&vm.machine().fd, vm.memory())?;
+        let Some(last) = &mut self.last else { return Ok(()) };
+        let changed = match &last.changed {
+            Changed::Unmapped => pages::changed(vm.memory()).doing("find out what the guest has written")?,
+            Changed::Recorded(before) => before.union(&recorded),
+        };
+        last.changed = Changed::Recorded(changed);
+        Ok(())
+    }
+
+    /// What a diff has that is taken now, [noted](Self::note) before.
+    ///
+    /// # Errors
+    /// There is nothing to take it against, or too long a way from there to a full snapshot.
+    pub fn diff(&self) -> Result<DiffRecord, SnapshotError> {
+        match &self.last {
+            Some(last) if last.depth == MAX_DIFFS => Err(SnapshotError::TooManyDiffs),
+            Some(Last {
+                directory,
+                id,
+                changed: Changed::Recorded(changed),
+                ..
+            }) => Ok(DiffRecord {
+                parent: directory.clone(),
+                parent_id: *id,
+                pages: changed.clone().in_at_most(MAX_RUNS),
+            }),
+            _ => Err(SnapshotError::NothingBefore),
+        }
+    }
+
+    /// The snapshot that was begun with the last [`note`](Self::note) is there: the next diff is against it.
+    pub fn taken(&mut self, directory: PathBuf, id: u64, is_diff: bool) {
+        let depth = match &self.last {
+            Some(last) if is_diff => last.depth + 1,
+            _ => 0,
+        };
+        self.last = Some(Last {
+            directory,
+            id,
+            depth,
+            changed: Changed::Recorded(PageRanges::default()),
+        });
+    }
+}

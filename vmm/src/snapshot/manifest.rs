@@ -1,0 +1,134 @@
+//! What the file `state` says: the machine's configuration, the host it ran on, its disks, what is in `memory`, and its state.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::SnapshotError;
+use crate::config::VmConfig;
+use crate::snapshot::memory_file::Checksums;
+use crate::snapshot::ranges::PageRanges;
+use crate::state::VmState;
+use crate::vcpu::features::CpuFeatures;
+
+/// The name of the state's file in a snapshot's directory.
+pub const STATE: &str = "state";
+/// The name of the memory's file.
+pub const MEMORY: &str = "memory";
+
+/// A snapshot, but for its memory.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Manifest {
+    /// A number that no other snapshot has.
+    pub id: u64,
+    /// The version of posada that took it.
+    pub posada: String,
+    /// When, in seconds since 1970.
+    pub taken: u64,
+    /// What the machine was built from. Its paths are absolute.
+    pub config: VmConfig,
+    /// What its guest has seen of a CPU.
+    pub cpu: CpuFeatures,
+    /// Its writable disks, as they were.
+    pub disks: Vec<DiskRecord>,
+    /// What is in the file beside.
+    pub memory: MemoryRecord,
+    /// What the machine was.
+    pub vm: VmState,
+}
+
+/// What is in the file `memory`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryRecord {
+    /// Bytes of the guest's memory.
+    pub bytes: u64,
+    /// Of what is in the file.
+    pub checksums: Checksums,
+    /// The pages that are in the file, and where the others are; `None`: all are.
+    pub diff: Option<DiffRecord>,
+}
+
+impl MemoryRecord {
+    /// The pages that are in the file.
+    pub fn pages(&self) -> PageRanges {
+        match &self.diff {
+            Some(diff) => diff.pages.clone(),
+            None => PageRanges::all(self.bytes),
+        }
+    }
+}
+
+/// Where the rest of a diff's memory is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffRecord {
+    /// The snapshot that has it, or has it from another one.
+    pub parent: PathBuf,
+    /// That snapshot's number, lest it is another one by now.
+    pub parent_id: u64,
+    /// The pages that are in this one's file.
+    pub pages: PageRanges,
+}
+
+/// An image that the guest can write, when the snapshot was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+    /// When it was written last: seconds and nanoseconds since 1970. A block device does not tell.
+    pub modified: Option<(i64, i64)>,
+}
+
+impl DiskRecord {
+    /// The writable images of this configuration, as they are now.
+    ///
+    /// # Errors
+    /// One of them is gone.
+    pub fn of_all(config: &VmConfig) -> Result<Vec<Self>, SnapshotError> {
+        let writable = config.disks.iter().filter(|disk| !disk.readonly);
+        writable.map(|disk| Self::of(disk.path.clone())).collect()
+    }
+
+    fn of(path: PathBuf) -> Result<Self, SnapshotError> {
+        let metadata = fs::metadata(&path).map_err(|source| SnapshotError::Disk {
+            what: format!("cannot be seen ({source}), and must not have changed"),
+            path: path.clone(),
+        })?;
+        Ok(Self {
+            path,
+            size: metadata.len(),
+            modified: metadata
+                .is_file()
+                .then(|| (metadata.mtime(), metadata.mtime_nsec())),
+        })
+    }
+
+    /// Whether the image is what it was.
+    ///
+    /// # Errors
+    /// It has been written, has another size, or is gone.
+    pub fn check(&self) -> Result<(), SnapshotError> {
+        let now = Self::of(self.path.clone())?;
+        let what = if now.size != self.size {
+            format!("has changed from {} bytes to {}", self.size, now.size)
+        } else if now.modified != self.modified {
+            "has been written".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(SnapshotError::Disk {
+            path: self.path.clone(),
+            what,
+        })
+    }
+}
+
+/// Seconds since 1970, for the user.
+pub fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,174 @@
+//! Using a snapshot: a new machine made from it, or its own machine taken back to it.
+
+use std::io::Write;
+use std::path::{self, Path, PathBuf};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::image::{self, MAX_DIFFS, MemoryImage};
+use super::manifest::{DiffRecord, DiskRecord, MEMORY, Manifest, MemoryRecord, STATE};
+use super::memory_file::MemoryFile;
+use super::ranges::PageRanges;
+use super::{SnapshotError, format};
+use crate::config::VmConfig;
+use crate::error::{Doing, Error as VmError};
+use crate::lifecycle::Stop;
+use crate::vm::{RunningVm, Vm};
+
+/// What of a guest's memory to read before the guest runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Prefault {
+    /// Nothing: pages come when the guest touches them.
+    #[default]
+    None,
+    /// Everything.
+    All,
+}
+
+/// What going back took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Rewound {
+    /// How long the guest rested, in microseconds.
+    pub took_us: u64,
+}
+
+/// A snapshot that has been read, but for its memory.
+pub struct Snapshot {
+    directory: PathBuf,
+    manifest: Manifest,
+}
+
+impl Snapshot {
+    /// Reads what the snapshot in `directory` says.
+    ///
+    /// # Errors
+    /// It is damaged, or of a newer posada.
+    pub fn open(directory: &Path) -> Result<Self, SnapshotError> {
+        let manifest: Manifest = format::read(&directory.join(STATE))?;
+        Ok(Self {
+            directory: path::absolute(directory).doing("tell where the snapshot is")?,
+            manifest,
+        })
+    }
+
+    /// What its machine was built from.
+    pub fn config(&self) -> &VmConfig {
+        &self.manifest.config
+    }
+
+    /// Checks every byte of its memory.
+    ///
+    /// # Errors
+    /// It is not what was written.
+    pub fn verify(&self) -> Result<(), SnapshotError> {
+        for (file, record) in self.chain()? {
+            file.verify(&record.pages(), &record.checksums)?;
+        }
+        Ok(())
+    }
+
+    /// The memory's files: the full one, then the diffs, oldest first, each with what is in it.
+    fn chain(&self) -> Result<Vec<(MemoryFile, MemoryRecord)>, SnapshotError> {
+        let mut chain = Vec::new();
+        let (mut directory, mut record) = (self.directory.clone(), self.manifest.memory.clone());
+        loop {
+            let file = MemoryFile::open(&directory.join(MEMORY), record.bytes)?;
+            let parent = record.diff.clone();
+            chain.push((file, record));
+            let Some(DiffRecord {
+                parent, parent_id, ..
+            }) = parent
+            else {
+                chain.reverse();
+                return Ok(chain);
+            };
+            let manifest: Manifest = format::read(&parent.join(STATE))?;
+            if manifest.id != parent_id || chain.len() > MAX_DIFFS {
+                return Err(SnapshotError::Parent(parent));
+            }
+            (directory, record) = (parent, manifest.memory);
+        }
+    }
+
+    fn memory(&self) -> Result<MemoryImage, SnapshotError> {
+        let mut chain = self.chain()?.into_iter();
+        let (full, _) = chain
+            .next()
+            .ok_or_else(|| SnapshotError::Parent(self.directory.clone()))?;
+        let diffs = chain.map(|(file, record)| (file, record.pages())).collect();
+        Ok(MemoryImage::new(full, diffs)?)
+    }
+
+    /// A machine like the snapshot's, with what `config` has instead. It rests, to be
+    /// [resumed](RunningVm::resume).
+    ///
+    /// # Errors
+    /// The machine cannot be built, or something is not what the guest remembers.
+    pub fn restore(
+        self,
+        config: &VmConfig,
+        prefault: Prefault,
+        console: Box<dyn Write + Send>,
+    ) -> Result<RunningVm, SnapshotError> {
+        let image = self.memory()?;
+        let memory = image.map().map_err(VmError::from)?;
+        if prefault == Prefault::All {
+            let everything = PageRanges::all(image.bytes());
+            image::prefault(&memory, &everything).doing("read the snapshot's memory")?;
+        }
+        let vm = Vm::rebuild(config, || Ok(memory), console)?.start();
+        if let Some(why) = self.manifest.cpu.lacking(&vm.cpu_features()?) {
+            return Err(SnapshotError::Cpu(why));
+        }
+        // The images are locked by now: nobody else writes them any more.
+        let kept = self.manifest.disks.iter();
+        for record in kept.filter(|record| config.disks.iter().any(|disk| disk.path == record.path)) {
+            record.check()?;
+        }
+        vm.load(self.manifest.vm)?;
+        vm.history().goes_on_from(self.directory, self.manifest.id, image);
+        Ok(vm)
+    }
+}
+
+/// Takes `vm` back to the snapshot in `directory`, which is one of this machine.
+///
+/// # Errors
+/// The snapshot cannot be used, and the guest goes on; or it does not fit, and the guest is lost.
+pub fn rewind(vm: &RunningVm, directory: &Path) -> Result<Rewound, SnapshotError> {
+    let snapshot = Snapshot::open(directory)?;
+    let image = snapshot.memory()?;
+    let start = Instant::now();
+    vm.pause()?;
+    match check(vm, &snapshot) {
+        Ok(()) => go_back(vm, snapshot, image).inspect_err(|error| {
+            vm.stop(Stop::Crash(format!("it is neither here nor there: {error}")));
+        })?,
+        Err(error) => {
+            vm.resume()?;
+            return Err(error);
+        }
+    }
+    vm.resume()?;
+    Ok(Rewound {
+        took_us: start.elapsed().as_micros().try_into().unwrap_or(u64::MAX),
+    })
+}
+
+/// Whether nothing stands against going back: the guest can still go on if something does.
+fn check(vm: &RunningVm, snapshot: &Snapshot) -> Result<(), SnapshotError> {
+    vm.check(&snapshot.manifest.vm)?;
+    snapshot.manifest.disks.iter().try_for_each(DiskRecord::check)
+}
+
+fn go_back(vm: &RunningVm, snapshot: Snapshot, image: MemoryImage) -> Result<(), SnapshotError> {
+    let mut history = vm.history();
+    image
+        .rewind(vm.memory(), history.mapped())
+        .doing("put the guest's memory back")?;
+    vm.load(snapshot.manifest.vm)?;
+    history.goes_on_from(snapshot.directory, snapshot.manifest.id, image);
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! Taking a snapshot: the guest rests while its state is read and its memory is frozen, and goes on while that is written.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::directory::Partial;
+use super::frozen::Frozen;
+use super::history::History;
+use super::manifest::{DiffRecord, DiskRecord, MEMORY, Manifest, MemoryRecord, STATE, now};
+use super::ranges::PageRanges;
+use super::{SnapshotError, format, memory_file};
+use crate::config::{ByteSize, VmConfig};
+use crate::lifecycle::Stop;
+use crate::state::VmState;
+use crate::vcpu::features::CpuFeatures;
+use crate::vm::RunningVm;
+
+/// How a snapshot is to be taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SnapshotOptions {
+    /// Where it is to be: an absolute path at which there is nothing yet.
+    pub directory: PathBuf,
+    /// Only what has changed since the last one.
+    pub diff: bool,
+    /// The guest ends with it.
+    pub stop: bool,
+}
+
+/// What a snapshot took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Taken {
+    /// Bytes of memory that were written: pages that are zero are not.
+    pub written: ByteSize,
+    /// How long the guest rested, in microseconds.
+    pub paused_us: u64,
+    /// How much of that the state of CPUs and devices took.
+    pub state_us: u64,
+    /// From the request until everything was on the disk.
+    pub took_us: u64,
+}
+
+/// What is kept of a guest at rest.
+struct Frost {
+    vm: VmState,
+    disks: Vec<DiskRecord>,
+    diff: Option<DiffRecord>,
+    memory: Frozen,
+    state_took: Duration,
+}
+
+/// Takes a snapshot of `vm`. When it returns, the snapshot is on the disk as a whole; after an error there is none.
+///
+/// # Errors
+/// The guest does not come to rest, or the disk does not take it. The guest goes on.
+pub fn take(vm: &RunningVm, options: &SnapshotOptions) -> Result<Taken, SnapshotError> {
+    let begun = Instant::now();
+    let partial = Partial::begin(&options.directory)?;
+    let config = absolute(vm.config())?;
+    let file = memory_file::create(&partial.file(MEMORY), config.memory().0).map_err(failed("memory"))?;
+    let mut history = vm.history();
+    history.record(vm)?;
+
+    let paused = Instant::now();
+    vm.pause()?;
+    let frost = freeze(vm, &mut history, options, &config, &file);
+    let rests = options.stop && frost.is_ok();
+    let resumed = if rests { Ok(()) } else { vm.resume() };
+    let paused = paused.elapsed();
+    let (frost, ()) = (frost?, resumed?);
+
+    let state_took = frost.state_took;
+    let done = store(frost, vm, config, &file, partial);
+    if rests {
+        match done {
+            Ok(_) => vm.stop(Stop::Ended),
+            // A guest whose snapshot has failed is all that there is of it.
+            Err(_) => vm.resume()?,
+        }
+    }
+    let (written, id) = done?;
+    history.taken(options.directory.clone(), id, options.diff);
+    Ok(Taken {
+        written,
+        paused_us: micros(paused),
+        state_us: micros(state_took),
+        took_us: micros(begun.elapsed()),
+    })
+}
+
+fn absolute(config: &VmConfig) -> Result<VmConfig, SnapshotError> {
+    config
+        .clone()
+        .with_absolute_paths()
+        .map_err(failed("configuration"))
+}
+
+/// What has to happen while the guest rests.
+fn freeze(
+    vm: &RunningVm,
+    history: &mut History,
+    options: &SnapshotOptions,
+    config: &VmConfig,
+    file: &File,
+) -> Result<Frost, SnapshotError> {
+    let start = Instant::now();
+    let state = vm.save()?;
+    let disks = DiskRecord::of_all(config)?;
+    let state_took = start.elapsed();
+    history.note(vm)?;
+    let diff = options.diff.then(|| history.diff()).transpose()?;
+    let everything = PageRanges::all(config.memory().0);
+    let pages = diff.as_ref().map_or(&everything, |diff| &diff.pages);
+    Ok(Frost {
+        vm: state,
+        disks,
+        memory: Frozen::begin(vm.memory(), pages, file)?,
+        diff,
+        state_took,
+    })
+}
+
+/// Waits until the memory is on the disk, then writes the state and puts the snapshot into its place. Returns how much memory
+/// there was to write, and the snapshot's number.
+fn store(
+    frost: Frost,
+    vm: &RunningVm,
+    config: VmConfig,
+    file: &File,
+    partial: Partial,
+) -> Result<(ByteSize, u64), SnapshotError> {
+    let checksums = frost.memory.wait()?;
+    memory_file::seal(file).map_err(failed("memory"))?;
+    let metadata = file.metadata().map_err(failed("memory"))?;
+    flush_disks(&config)?;
+    let id = getrandom::u64()
+        .map_err(io::Error::from)
+        .map_err(failed("number"))?;
+    let manifest = Manifest {
+        id,
+        posada: env!("CARGO_PKG_VERSION").to_owned(),
+        taken: now(),
+        cpu: CpuFeatures::shown(frost.vm.cpuid(), vm.host_kind()),
+        config,
+        disks: frost.disks,
+        memory: MemoryRecord {
+            bytes: metadata.len(),
+            checksums,
+            diff: frost.diff,
+        },
+        vm: frost.vm,
+    };
+    format::write(&partial.file(STATE), &manifest).map_err(failed("state"))?;
+    partial.publish()?;
+    // In blocks of 512 bytes, whatever the file system's are (stat(2)): holes are not among them.
+    Ok((ByteSize(metadata.blocks() * 512), id))
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> SnapshotError {
+    move |source| SnapshotError::Write { what, source }
+}
+
+/// What the guest takes for written is on its disks before there is a snapshot that relies on it.
+fn flush_disks(config: &VmConfig) -> Result<(), SnapshotError> {
+    for disk in config.disks.iter().filter(|disk| !disk.readonly) {
+        let flushed = File::open(&disk.path).and_then(|image| image.sync_data());
+        flushed.map_err(failed("disks"))?;
+    }
+    Ok(())
+}
+
+fn micros(time: Duration) -> u64 {
+    time.as_micros().try_into().unwrap_or(u64::MAX)
+}
