@@ -55,6 +55,13 @@ payload! {
     "power_off",
 }
 
+payload! {
+    /// Prints lines without end.
+    chatter,
+    "2:", "say 'x'", "say 10",
+    "jmp 2b",
+}
+
 /// An ELF executable for x86-64 that holds `code` at [`LOAD_ADDRESS`] and is entered at its first byte, by PVH
 /// if `pvh`, else by the 64-bit boot protocol.
 pub fn elf(code: &[u8], pvh: bool) -> Vec<u8> {

@@ -45,7 +45,7 @@ const PROGRAMS: [Program; 18] = [
     },
     Program {
         name: "count",
-        help: "counts lines of input",
+        help: "counts lines of input [touch=0 dirty=0]",
         run: idle::count,
     },
     Program {

@@ -108,6 +108,11 @@ impl Output {
         Self(BufReader::new(stdout).lines())
     }
 
+    /// Reads what comes until it ends.
+    pub fn drain(&mut self) {
+        self.0.by_ref().take_while(Result::is_ok).for_each(drop);
+    }
+
     /// Waits until the guest prints a line that begins with `beginning`; returns the line.
     pub fn wait_for(&mut self, beginning: &str) -> String {
         loop {

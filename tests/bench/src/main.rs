@@ -11,6 +11,7 @@ mod linux_io;
 mod net;
 mod pairs;
 mod peer;
+mod snapshots;
 mod start;
 mod table;
 mod tap;
@@ -25,7 +26,7 @@ use table::Table;
 type Measurement = fn(&mut Table);
 
 /// The measurements, each by the name that selects it.
-const MEASUREMENTS: [(&str, Measurement); 12] = [
+const MEASUREMENTS: [(&str, Measurement); 13] = [
     ("start", start::measure),
     ("exits", exits::measure),
     ("touch", touch::measure),
@@ -36,6 +37,7 @@ const MEASUREMENTS: [(&str, Measurement); 12] = [
     ("peer-start", peer::measure_starts),
     ("peer-disk", peer::measure_disks),
     ("peer-net", peer::measure_networks),
+    ("snapshots", snapshots::measure),
     ("linux", linux::measure),
     ("linux-io", linux_io::measure),
 ];

@@ -4,13 +4,15 @@ use alloc::vec::Vec;
 
 use bare_guest::arguments::Arguments;
 
+use crate::buffers::Buffers;
 use crate::device::{self, Device, feature};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::queue::SplitQueue;
 use crate::{println, serial};
 
 /// Queues are this long at most: nothing is put into them.
 const QUEUE_SIZE: u16 = 64;
+const PAGE: usize = 4096;
 
 /// Starts every device with empty queues, lets it interrupt, and does nothing until there is a line of input.
 pub fn run(arguments: &Arguments<'_>) -> Outcome {
@@ -43,10 +45,18 @@ pub fn echo(_: &Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-/// Counts lines of input, for ever: what it prints tells where in its life it is.
-pub fn count(_: &Arguments<'_>) -> Outcome {
+/// Counts lines of input, for ever: what it prints tells where in its life it is. It has used `touch=` bytes of memory by then, and
+/// writes to `dirty=` bytes of them for each line.
+pub fn count(arguments: &Arguments<'_>) -> Outcome {
+    let touched = arguments.number("touch")?.unwrap_or(0) as usize / PAGE;
+    let dirty = arguments.number("dirty")?.unwrap_or(0) as usize / PAGE;
+    if dirty > touched {
+        return Err(Failure::new("dirty= is more than touch="));
+    }
+    let memory = Buffers::new(touched, PAGE);
     serial::listen();
     for number in 1_u64.. {
+        (0..if number == 1 { touched } else { dirty }).for_each(|page| memory.write(page, 0, number));
         println!("count {number}");
         serial::read_line();
     }
