@@ -15,14 +15,19 @@ use crate::running::Running;
 use crate::terminal::{Settings, Terminal};
 use crate::{images, payload, posada as binary};
 
+/// The variable that says where running guests are found by name.
+const RUNTIME: &str = "XDG_RUNTIME_DIR";
+
 /// A guest that has not been started: `Guest::tiny().cpus(2).start()`.
 pub struct Guest {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     directory: Option<PathBuf>,
     input: Option<Vec<u8>>,
-    /// Holds the payload's file for as long as somebody may read it.
-    files: Option<Arc<TempDir>>,
+    /// Where the payload's file is, and where the guest is found by name unless it has one of its own. There for as long as
+    /// somebody may look.
+    files: Arc<TempDir>,
+    named: bool,
 }
 
 impl Guest {
@@ -71,7 +76,8 @@ impl Guest {
             environment: Vec::new(),
             directory: None,
             input: None,
-            files: None,
+            files: Arc::new(TempDir::new().expect("a directory for temporary files")),
+            named: false,
         }
     }
 
@@ -87,13 +93,10 @@ impl Guest {
 
     /// A kernel file with these bytes.
     pub fn image(bytes: &[u8]) -> Self {
-        let files = TempDir::new().expect("a directory for temporary files");
-        let path = files.as_path().join("kernel");
+        let guest = Self::none();
+        let path = guest.files.as_path().join("kernel");
         fs::write(&path, bytes).expect("a temporary file can be written");
-        Self {
-            files: Some(Arc::new(files)),
-            ..Self::kernel(&path)
-        }
+        guest.arg("--kernel").arg(path)
     }
 
     /// One more argument of `posada run`.
@@ -102,8 +105,9 @@ impl Guest {
         self
     }
 
-    /// `--name`.
-    pub fn named(self, name: &str) -> Self {
+    /// `--name`, by which [`posada`] finds it.
+    pub fn named(mut self, name: &str) -> Self {
+        self.named = true;
         self.arg("--name").arg(name)
     }
 
@@ -152,7 +156,7 @@ impl Guest {
     /// If the host has no /dev/kvm; likewise all that start a guest.
     pub fn start(self) -> Running {
         need_kvm();
-        let mut running = Running::on_pipes(self.command(Stdio::piped()), self.files);
+        let mut running = Running::on_pipes(self.command(Stdio::piped()), Some(self.files));
         if let Some(input) = self.input {
             running.send(input);
             running.end_input();
@@ -163,7 +167,7 @@ impl Guest {
     /// Starts it with standard input from a file and its output in pipes.
     pub fn start_with_input_from(self, file: File) -> Running {
         need_kvm();
-        Running::on_pipes(self.command(file.into()), self.files)
+        Running::on_pipes(self.command(file.into()), Some(self.files))
     }
 
     /// Starts it on a pseudo-terminal, in a session of its own. Returns also how the terminal was set before.
@@ -174,7 +178,7 @@ impl Guest {
         let mut command = self.command(terminal.stdio());
         command.stdout(terminal.stdio()).stderr(terminal.stdio());
         terminal.control(&mut command);
-        (Running::on_terminal(command, terminal, self.files), before)
+        (Running::on_terminal(command, terminal, Some(self.files)), before)
     }
 
     /// Runs it to its end. Without [`input`](Self::input) its standard input is empty.
@@ -187,6 +191,9 @@ impl Guest {
     /// The command that runs it, for a test that starts it in its own way.
     pub fn command(&self, stdin: Stdio) -> Command {
         let mut command = command(&self.arguments, stdin);
+        if !self.named {
+            command.env(RUNTIME, self.files.as_path());
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
@@ -208,14 +215,14 @@ fn command<S: AsRef<OsStr>>(arguments: &[S], stdin: Stdio) -> Command {
         .args(arguments)
         .env("RUST_BACKTRACE", "1")
         .env_remove("COLUMNS")
-        .env("XDG_RUNTIME_DIR", runtime_directory())
+        .env(RUNTIME, runtime_directory())
         .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command
 }
 
-/// Where the tests' guests are found by name, apart from those of the person who runs the tests. Its path is short, for
+/// Where the tests' guests with names are found, apart from those of the person who runs the tests. Its path is short, for
 /// sockets' names are.
 pub fn runtime_directory() -> PathBuf {
     let directory = env::temp_dir().join(format!("posada-tests-{}", getuid()));
