@@ -182,6 +182,43 @@ fn diffs_have_what_has_changed_and_come_back_with_what_has_not() {
 }
 
 #[test]
+fn what_a_restored_guest_uses_first_is_recorded_once_and_read_ahead_from_then_on() {
+    let story = Story::new();
+    let mut guest = Guest::bare("program=count touch=16M").named(&story.name).start();
+    guest.wait_for("count 1\n");
+    story.snapshot("s", &["--stop"]);
+    guest.wait().expect_status(0);
+    let restored = |what: &str| {
+        let restored = Guest::restored(&story.place("s")).arg("--prefault").arg(what);
+        let mut guest = restored.arg("-v").start();
+        guest.send("\n");
+        guest.wait_for("count 2\n");
+        guest
+    };
+    let record = story.place("s").join("working-set");
+    let mut first = restored("working-set");
+    first.wait_until("the working set is recorded", |_| record.exists());
+    drop(first);
+    let written = fs::read(&record).unwrap();
+    let second = restored("working-set");
+    assert!(
+        second
+            .messages()
+            .contains("pages of the guest's memory, as recorded"),
+        "{}",
+        second.messages()
+    );
+    drop(second);
+    assert_eq!(fs::read(&record).unwrap(), written, "it is recorded once");
+    // A record that is none is no reason not to run.
+    fs::write(&record, "damaged").unwrap();
+    assert!(restored("working-set").messages().contains("cannot be used"));
+    let all = restored("all");
+    let resident = all.resident();
+    assert!(resident > 128 << 20, "{resident} bytes");
+}
+
+#[test]
 fn what_is_damaged_newer_or_cut_short_is_refused_before_the_guest_runs() {
     let story = Story::new();
     let mut guest = Guest::bare("program=count").named(&story.name).start();

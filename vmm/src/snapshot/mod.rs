@@ -3,6 +3,7 @@
 //! ```text
 //!   DIR/state     what the machine was: configuration, CPUs, devices; and what is in `memory`   (format)
 //!   DIR/memory    the guest's memory, sparse, mapped by every machine that is made from it       (memory_file)
+//!   DIR/working-set  what of it a restored guest uses first, once that has been recorded         (working_set)
 //! ```
 //!
 //! A directory is written beside its place and renamed into it, so that one which is there is whole. docs/snapshots.md
@@ -22,6 +23,7 @@ mod restore;
 mod take;
 #[cfg(test)]
 mod testing;
+mod working_set;
 mod write;
 
 pub use error::SnapshotError;

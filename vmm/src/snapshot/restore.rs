@@ -10,7 +10,7 @@ use super::image::{self, MAX_DIFFS, MemoryImage};
 use super::manifest::{DiffRecord, DiskRecord, MEMORY, Manifest, MemoryRecord, STATE};
 use super::memory_file::MemoryFile;
 use super::ranges::PageRanges;
-use super::{SnapshotError, format};
+use super::{SnapshotError, format, working_set};
 use crate::config::VmConfig;
 use crate::error::{Doing, Error as VmError};
 use crate::lifecycle::Stop;
@@ -22,6 +22,8 @@ pub enum Prefault {
     /// Nothing: pages come when the guest touches them.
     #[default]
     None,
+    /// What the guest used in its first second when it was restored like this for the first time.
+    WorkingSet,
     /// Everything.
     All,
 }
@@ -114,9 +116,13 @@ impl Snapshot {
     ) -> Result<RunningVm, SnapshotError> {
         let image = self.memory()?;
         let memory = image.map().map_err(VmError::from)?;
-        if prefault == Prefault::All {
-            let everything = PageRanges::all(image.bytes());
-            image::prefault(&memory, &everything).doing("read the snapshot's memory")?;
+        match prefault {
+            Prefault::None => {}
+            Prefault::WorkingSet => working_set::prefault_or_record(&memory, &self.directory),
+            Prefault::All => {
+                let everything = PageRanges::all(image.bytes());
+                image::prefault(&memory, &everything).doing("read the snapshot's memory")?;
+            }
         }
         let vm = Vm::rebuild(config, || Ok(memory), console)?.start();
         if let Some(why) = self.manifest.cpu.lacking(&vm.cpu_features()?) {
