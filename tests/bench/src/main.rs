@@ -26,7 +26,7 @@ use table::Table;
 type Measurement = fn(&mut Table);
 
 /// The measurements, each by the name that selects it.
-const MEASUREMENTS: [(&str, Measurement); 13] = [
+const MEASUREMENTS: [(&str, Measurement); 14] = [
     ("start", start::measure),
     ("exits", exits::measure),
     ("touch", touch::measure),
@@ -38,6 +38,7 @@ const MEASUREMENTS: [(&str, Measurement); 13] = [
     ("peer-disk", peer::measure_disks),
     ("peer-net", peer::measure_networks),
     ("snapshots", snapshots::measure),
+    ("clones", snapshots::measure_clones),
     ("linux", linux::measure),
     ("linux-io", linux_io::measure),
 ];

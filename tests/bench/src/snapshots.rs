@@ -43,7 +43,6 @@ pub fn measure(table: &mut Table) {
     restores(table, "128M");
     restores(table, "1G");
     rewinds(table);
-    clones(table);
 }
 
 /// A guest with a name, and a place for its snapshots, which are nobody else's.
@@ -222,7 +221,7 @@ fn rewinds(table: &mut Table) {
 }
 
 /// Clones of a booted Linux: until all run, and have run.
-fn clones(table: &mut Table) {
+pub fn measure_clones(table: &mut Table) {
     let mut guest = Named::start(&[]);
     guest
         .stdin

@@ -64,10 +64,16 @@ impl Clones {
             .zip(&names)
             .map(|(number, name)| self.start(&template, number, name))
             .collect();
+        // Those that fail do not hold up the others.
+        let mut ready: Vec<_> = starting
+            .into_iter()
+            .map(|starting| starting.and_then(Starting::wait_until_ready))
+            .collect();
+        ready.iter_mut().flatten().for_each(Starting::go);
         let mut failures = Vec::new();
         let mut started = Vec::new();
-        for (name, starting) in names.into_iter().zip(starting) {
-            match starting.and_then(Starting::wait) {
+        for (name, ready) in names.into_iter().zip(ready) {
+            match ready.and_then(Starting::wait_until_it_runs) {
                 Ok(()) => started.push(Started { name }),
                 Err(failure) => failures.push(format!("{name}: {failure}")),
             }

@@ -13,7 +13,7 @@ use vmm::error::Error;
 use vmm::runtime::{GuestDirectory, RuntimeError};
 use vmm::vm::RunningVm;
 
-use super::background::READY;
+use super::background::RUNS;
 use super::{Failure, finish, report};
 
 /// What a guest in the background has in its directory: what its console prints, posada's messages, and its socket.
@@ -110,7 +110,7 @@ impl Hosted {
         let path = self.directory()?.path().join(MESSAGES);
         let leave = || {
             let messages = File::create(&path)?;
-            println!("{READY}");
+            println!("{RUNS}");
             dup2_stdout(&messages)?;
             dup2_stderr(&messages)?;
             Ok(())

@@ -11,7 +11,7 @@ use vmm::control::{self, Answer, Request};
 use vmm::snapshot::{Prefault, Snapshot, SnapshotOptions};
 
 use super::guest::Hosted;
-use super::{Failure, print_json, say, start_log};
+use super::{Failure, background, print_json, say, start_log};
 
 pub const TAKE_EXAMPLES: &str = "\
 Examples:
@@ -66,7 +66,7 @@ pub struct Restore {
     /// The guest is one of several from this snapshot: what only one can have is made its own
     #[arg(long, hide = true)]
     clone: bool,
-    /// Say on standard output when the guest runs; its console goes to a file in its directory
+    /// Say on standard output how far the guest is, and wait to be let go; its console goes to a file in its directory
     #[arg(long, hide = true)]
     background: bool,
     /// Say on standard error what is being done; twice for more
@@ -131,6 +131,9 @@ impl Restore {
             false => Box::new(console::output()?),
         };
         let vm = snapshot.restore(&config, self.prefault, console)?;
+        if self.background {
+            background::wait_to_go()?;
+        }
         vm.resume()?;
         hosted.attend(vm, self.background)
     }
