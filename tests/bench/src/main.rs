@@ -16,6 +16,7 @@ mod start;
 mod table;
 mod tap;
 mod touch;
+mod useful;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,7 +27,7 @@ use table::Table;
 type Measurement = fn(&mut Table);
 
 /// The measurements, each by the name that selects it.
-const MEASUREMENTS: [(&str, Measurement); 14] = [
+const MEASUREMENTS: [(&str, Measurement); 15] = [
     ("start", start::measure),
     ("exits", exits::measure),
     ("touch", touch::measure),
@@ -39,6 +40,7 @@ const MEASUREMENTS: [(&str, Measurement); 14] = [
     ("peer-net", peer::measure_networks),
     ("snapshots", snapshots::measure),
     ("clones", snapshots::measure_clones),
+    ("useful", useful::measure),
     ("linux", linux::measure),
     ("linux-io", linux_io::measure),
 ];

@@ -46,9 +46,9 @@ pub fn measure(table: &mut Table) {
 }
 
 /// A guest with a name, and a place for its snapshots, which are nobody else's.
-struct Named {
-    directory: TempDir,
-    guest: Child,
+pub struct Named {
+    pub directory: TempDir,
+    pub guest: Child,
     stdin: ChildStdin,
     /// Until somebody takes it.
     output: Option<Output>,
@@ -56,7 +56,7 @@ struct Named {
 
 impl Named {
     /// Starts a guest with these arguments of `posada run`.
-    fn start(arguments: &[&str]) -> Self {
+    pub fn start(arguments: &[&str]) -> Self {
         let directory = TempDir::new().expect("a directory for snapshots");
         let mut guest = command(directory.as_path())
             .args(["run", "--name", NAME])
@@ -75,7 +75,7 @@ impl Named {
         }
     }
 
-    fn wait_for(&mut self, beginning: &str) {
+    pub fn wait_for(&mut self, beginning: &str) {
         self.output
             .as_mut()
             .expect("nobody has taken it")
@@ -98,12 +98,12 @@ impl Named {
         self.wait_for("count");
     }
 
-    fn place(&self, snapshot: &str) -> PathBuf {
+    pub fn place(&self, snapshot: &str) -> PathBuf {
         self.directory.as_path().join(snapshot)
     }
 
     /// `posada VERB NAME DIR ARGUMENTS --json`: what it says that it took.
-    fn ask(&self, verb: &str, snapshot: &str, arguments: &[&str]) -> Value {
+    pub fn ask(&self, verb: &str, snapshot: &str, arguments: &[&str]) -> Value {
         let ended = command(self.directory.as_path())
             .args([verb, NAME])
             .arg(self.place(snapshot))
@@ -128,7 +128,7 @@ impl Drop for Named {
 const NAME: &str = "bench";
 
 /// posada, for which only the guests in `directory` run.
-fn command(directory: &Path) -> Command {
+pub fn command(directory: &Path) -> Command {
     let mut command = Command::new(posada());
     command.env("XDG_RUNTIME_DIR", directory);
     command
