@@ -12,7 +12,7 @@ use devices::virtio::MmioTransport;
 use devices::virtio::vsock::SocketFile;
 use devices::{i8042, power, pvpanic, rtc};
 use kvm_ioctls::VmFd;
-use tracing::info;
+use tracing::{info, warn};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot;
@@ -224,17 +224,15 @@ impl RunningVm {
         Ok(())
     }
 
-    /// Lets a paused machine go on.
-    ///
-    /// # Errors
-    /// A device cannot go on: the machine stays as it is.
-    pub fn resume(&self) -> Result<(), Error> {
+    /// Lets a paused machine go on. A device that cannot has told its driver that it needs a reset, and the log why.
+    pub fn resume(&self) {
         for device in &self.parts.virtio {
-            device.resume().doing("let a device go on")?;
+            if let Err(error) = device.resume() {
+                warn!("a device cannot go on: {error}");
+            }
         }
         self.parts.lifecycle.start();
         self.vcpus.resume();
-        Ok(())
     }
 
     /// Everything that makes a paused machine what it is, but for its memory.
@@ -261,7 +259,8 @@ impl RunningVm {
         state.check_shape(self.parts.config.cpus(), self.parts.virtio.len())
     }
 
-    /// Makes a paused machine what a state says; its memory is the caller's to bring.
+    /// Makes a paused machine what a state says, down to its devices, which work from now on; its memory is there already. Its vCPUs
+    /// rest until it is [resumed](Self::resume).
     ///
     /// # Errors
     /// The state is another machine's, or KVM refuses it. The machine is of no use any more.
@@ -276,6 +275,9 @@ impl RunningVm {
         parts.rtc.restore(&state.rtc)?;
         for (device, state) in parts.virtio.iter().zip(state.virtio) {
             device.restore(state)?;
+        }
+        for device in &parts.virtio {
+            device.resume().doing("let a device go on")?;
         }
         // Its twins, if there are any, have another one, and the guest hears of it before it goes on.
         Ok(generation::renew(&parts.machine.fd, &parts.machine.memory)?)

@@ -134,7 +134,7 @@ impl Restore {
         if self.background {
             background::wait_to_go()?;
         }
-        vm.resume()?;
+        vm.resume();
         hosted.attend(vm, self.background)
     }
 }

@@ -16,7 +16,7 @@ use crate::vm::RunningVm;
 /// A request is a line of a few hundred bytes.
 const MAX_REQUEST: u64 = 64 << 10;
 /// Who has connected says at once what it wants, and takes its answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A guest's control socket, which is served.
 pub struct Control {
@@ -65,11 +65,10 @@ fn converse(vm: &RunningVm, mut stream: UnixStream, turn: &Mutex<()>) -> io::Res
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
     BufReader::new((&stream).take(MAX_REQUEST)).read_line(&mut line)?;
+    // Until the answer is out: the process may end after it, not before.
+    let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
     let answer = match serde_json::from_str(&line) {
-        Ok(request) => {
-            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-            answer(vm, request).unwrap_or_else(|error| Answer::Failed(error.to_string()))
-        }
+        Ok(request) => answer(vm, request).unwrap_or_else(|error| Answer::Failed(error.to_string())),
         Err(error) => Answer::Failed(format!("the request is none: {error}")),
     };
     let mut line = serde_json::to_string(&answer)?;

@@ -153,11 +153,11 @@ pub fn rewind(vm: &RunningVm, directory: &Path) -> Result<Rewound, SnapshotError
             vm.stop(Stop::Crash(format!("it is neither here nor there: {error}")));
         })?,
         Err(error) => {
-            vm.resume()?;
+            vm.resume();
             return Err(error);
         }
     }
-    vm.resume()?;
+    vm.resume();
     Ok(Rewound {
         took_us: start.elapsed().as_micros().try_into().unwrap_or(u64::MAX),
     })

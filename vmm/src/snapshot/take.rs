@@ -71,9 +71,11 @@ pub fn take(vm: &RunningVm, options: &SnapshotOptions) -> Result<Taken, Snapshot
     vm.pause()?;
     let frost = freeze(vm, &mut history, options, &config, &file);
     let rests = options.stop && frost.is_ok();
-    let resumed = if rests { Ok(()) } else { vm.resume() };
+    if !rests {
+        vm.resume();
+    }
     let paused = paused.elapsed();
-    let (frost, ()) = (frost?, resumed?);
+    let frost = frost?;
 
     let state_took = frost.state_took;
     let done = store(frost, vm, config, &file, partial);
@@ -81,7 +83,7 @@ pub fn take(vm: &RunningVm, options: &SnapshotOptions) -> Result<Taken, Snapshot
         match done {
             Ok(_) => vm.stop(Stop::Ended),
             // A guest whose snapshot has failed is all that there is of it.
-            Err(_) => vm.resume()?,
+            Err(_) => vm.resume(),
         }
     }
     let (written, id) = done?;
