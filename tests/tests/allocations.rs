@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use devices::disk::{EngineKind, Image, ImageOptions};
 use devices::rate_limit::RateLimit;
@@ -75,28 +76,41 @@ const STATUS: u64 = 0x10_8000;
 const DATA: u64 = 0x20_0000;
 const UNWRITTEN: u8 = 0xee;
 
+/// How a disk is opened whose image is at the first path; there is nothing at the second one.
+type Open = fn(&Path, &Path) -> Image;
+
+fn plain(path: &Path, _overlay: &Path) -> Image {
+    Image::open(path, ImageOptions::default()).unwrap()
+}
+
+fn over_a_base(path: &Path, overlay: &Path) -> Image {
+    Image::open_over(path, overlay, ImageOptions::default()).unwrap()
+}
+
 /// Reads, writes and flushes in turn, a few at once; returns how often that asked for memory.
-fn block_requests(engine: EngineKind, features: u64) -> usize {
+fn block_requests(open: Open, engine: EngineKind, features: u64) -> usize {
     const ROUNDS: usize = 200;
     const AT_ONCE: u64 = 15;
     let directory = TempDir::new().unwrap();
-    let path = directory.as_path().join("disk.img");
-    File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    let [path, overlay] = ["disk.img", "overlay"].map(|name| directory.as_path().join(name));
+    File::create(&path).unwrap().set_len(16 << 20).unwrap();
     let options = BlockOptions {
         id: String::new(),
         engine: Some(engine),
         queues: 1,
         limit: RateLimit::new(None, None),
     };
-    let block = Block::new(Image::open(&path, ImageOptions::default()).unwrap(), options);
+    let block = Block::new(open(&path, &overlay), options);
     let memory = memory(4 << 20);
     let mut disk = Started::new(&block, &memory, 0, 64, features);
     let mut counted = 0;
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS as u64 {
         for n in 0..AT_ONCE {
             let (header, data) = (HEADERS + 16 * n, DATA + 4096 * n);
             let kind = [READ, WRITE, FLUSH][n as usize % 3];
-            memory.write_obj([kind, 8 * n], GuestAddress(header)).unwrap();
+            memory
+                .write_obj([kind, 8 * (AT_ONCE * round + n)], GuestAddress(header))
+                .unwrap();
             memory.write_obj(UNWRITTEN, GuestAddress(STATUS + n)).unwrap();
             let (header, status) = (Buffer::Read(header, 16), Buffer::Write(STATUS + n, 1));
             let pieces = [(data, 1024), (data + 1024, 3072)];
@@ -122,19 +136,20 @@ fn block_requests(engine: EngineKind, features: u64) -> usize {
 
 #[test]
 fn a_disks_requests_allocate_nothing_by_either_engine() {
-    for engine in [EngineKind::Sync, EngineKind::Uring] {
-        assert_eq!(
-            block_requests(engine, FEATURE_VERSION_1 | FEATURE_FLUSH),
-            0,
-            "{engine:?}"
-        );
+    for open in [plain, over_a_base] {
+        for engine in [EngineKind::Sync, EngineKind::Uring] {
+            let counted = block_requests(open, engine, FEATURE_VERSION_1 | FEATURE_FLUSH);
+            assert_eq!(counted, 0, "{engine:?}");
+        }
     }
 }
 
 /// Without FLUSH each write is durable when it is done, which io_uring always does behind the scenes.
 #[test]
 fn nor_do_requests_that_are_under_way_while_others_are_begun() {
-    assert_eq!(block_requests(EngineKind::Uring, FEATURE_VERSION_1), 0);
+    for open in [plain, over_a_base] {
+        assert_eq!(block_requests(open, EngineKind::Uring, FEATURE_VERSION_1), 0);
+    }
 }
 
 const RX: usize = 0;

@@ -1,11 +1,12 @@
 //! Disks: what a guest writes is on the host's image, whatever happens to posada; and images that cannot be a disk.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use devices::disk::{Image, ImageOptions, Layer, Place, SECTOR};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -376,15 +377,13 @@ fn linux_mounts_a_file_system_of_the_hosts_and_leaves_it_whole() {
     assert_eq!(told(&console, "sum"), sums);
 }
 
-/// The journal is the guest's; the host's fsck replays it.
-#[test]
-fn what_linux_has_flushed_survives_the_sudden_death_of_posada() {
+/// Has Linux write to a file system, flush, and write on until posada is killed; returns the check sum of what was flushed.
+fn die_while_linux_writes(disk: &str) -> String {
     const WRITE: &str = "mount -t ext4 /dev/vda /tmp || exit\n\
         head -c 40000 /bin/busybox > /tmp/flushed; sync\n\
         set -- $(md5sum /tmp/flushed); echo; echo sum''=$1\n\
         while true; do dd if=/dev/zero of=/tmp/more bs=16k count=1 2>/dev/null; echo writ''ten; done\n";
-    let image = ext4();
-    let mut guest = Guest::tiny().arg("--disk").arg(image.path()).start();
+    let mut guest = Guest::tiny().arg("--disk").arg(disk).start();
     guest.wait_for(PROMPT);
     guest.send(WRITE);
     guest.wait_for("sum=");
@@ -393,13 +392,169 @@ fn what_linux_has_flushed_survives_the_sudden_death_of_posada() {
     guest.signal(Signal::SIGKILL);
     let ended = guest.wait();
     assert_eq!(ended.status.code(), None, "it was killed");
+    sum.trim().to_owned()
+}
+
+/// The journal is the guest's; the host's fsck replays it.
+#[track_caller]
+fn expect_whole_with(image: &Path, sum: &str) {
+    let path = image.to_str().unwrap();
     // It replays the journal, and may count that as a correction; what needs an answer is status 4.
-    let replayed = Command::new("fsck.ext4").args(["-p", image.as_str()]).output();
+    let replayed = Command::new("fsck.ext4").args(["-p", path]).output();
     let status = replayed.expect("e2fsprogs are there").status.code();
     assert!(
         matches!(status, Some(0 | 1)),
         "fsck.ext4 -p ended with {status:?}"
     );
-    tool("fsck.ext4", &["-f", "-n", image.as_str()]);
-    assert_eq!(md5(&file_in(image.path(), "/flushed")), sum.trim());
+    tool("fsck.ext4", &["-f", "-n", path]);
+    assert_eq!(md5(&file_in(image, "/flushed")), sum);
+}
+
+#[test]
+fn what_linux_has_flushed_survives_the_sudden_death_of_posada() {
+    let image = ext4();
+    let sum = die_while_linux_writes(image.as_str());
+    expect_whole_with(image.path(), &sum);
+}
+
+/// The disk over `base`, as a raw image.
+fn flattened(base: &Path, overlay: &Path) -> TempFile {
+    let raw = TempFile::new("flat.img", "");
+    let disk = Image::open_over(base, overlay, ImageOptions::default()).expect("the guest's overlay");
+    let (mut at, size) = (0, disk.sectors() * u64::from(SECTOR));
+    let mut bytes = vec![0; MIB as usize];
+    let file = File::options().write(true).open(raw.path()).unwrap();
+    while at < size {
+        let Place { layer, offset, len } = disk.find(at, (size - at).min(MIB));
+        let from = match layer {
+            Layer::Top => disk.file(),
+            Layer::Base => disk.base().expect("it has a base"),
+        };
+        let bytes = &mut bytes[..len as usize];
+        from.read_exact_at(bytes, offset).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+        at += len;
+    }
+    raw
+}
+
+#[test]
+fn what_linux_has_flushed_to_an_overlay_survives_too_and_its_base_stays_as_it_is() {
+    let base = ext4();
+    let before = md5(&fs::read(base.path()).unwrap());
+    let overlay = base.directory().join("overlay");
+    let sum = die_while_linux_writes(&format!("{},overlay={}", base.as_str(), overlay.display()));
+    expect_whole_with(flattened(base.path(), &overlay).path(), &sum);
+    assert_eq!(md5(&fs::read(base.path()).unwrap()), before);
+}
+
+#[test]
+fn guests_share_a_base_and_each_has_a_disk_of_its_own() {
+    let base = image(4 * MIB);
+    check("sectors=2000", base.as_str()).run().expect_status(0);
+    let before = fs::read(base.path()).unwrap();
+    let disk = |name: &str| {
+        let overlay = base.directory().join(name);
+        format!("{},overlay={}", base.as_str(), overlay.display())
+    };
+    let writes = |name: &str, seed| check(&format!("sectors=1000 first=24 seed={seed}"), disk(name));
+    let engines = [
+        ("a,engine=io_uring", 10_000),
+        ("b,engine=sync", 20_000),
+        ("c,cache=direct", 30_000),
+    ];
+    let guests = engines.map(|(name, seed)| writes(name, seed).start());
+    for guest in guests {
+        assert_eq!(guest.wait().expect_status(0).messages(), "");
+    }
+    for (name, seed) in engines {
+        let reads = |words: String| {
+            check(&format!("{words} mode=read"), disk(name))
+                .run()
+                .expect_status(0)
+        };
+        reads(format!("sectors=1000 first=24 seed={seed}"));
+        reads("sectors=24".to_owned());
+        reads("sectors=900 first=1024".to_owned());
+    }
+    assert!(
+        fs::read(base.path()).unwrap() == before,
+        "the base stays as it is"
+    );
+}
+
+#[test]
+fn what_a_guest_did_not_flush_is_kept_when_it_ends() {
+    let base = image(4 * MIB);
+    let overlay = base.directory().join("overlay");
+    let words = format!("{},overlay={}", base.as_str(), overlay.display());
+    Guest::bare("program=blk-bench op=write size=64K count=10")
+        .arg("--disk")
+        .arg(words)
+        .run()
+        .expect_status(0);
+    let disk = Image::open_over(base.path(), &overlay, ImageOptions::default()).unwrap();
+    let Place { layer, len, .. } = disk.find(0, MIB);
+    assert_eq!((layer, len), (Layer::Top, 640 << 10));
+}
+
+#[test]
+fn overlays_that_cannot_be() {
+    let (base, other) = (image(MIB), image(MIB));
+    let overlay = base.directory().join("overlay").display().to_string();
+    let over = |base: &TempFile| format!("{},overlay={overlay}", base.as_str());
+    let mut first = Guest::bare("program=idle").arg("--disk").arg(over(&base)).start();
+    first.wait_for("\n");
+    let holder = format!("process {} (", first.pid());
+    refuses(over(&base), FAILURE, &[&overlay, "in use", &holder]);
+    refuses(base.as_str(), FAILURE, &[base.as_str(), "in use", &holder]);
+    drop(first);
+    refuses(
+        over(&other),
+        FAILURE,
+        &[&overlay, "belongs to", base.as_str(), other.as_str()],
+    );
+    refuses(&overlay, FAILURE, &["is an overlay"]);
+    refuses(
+        format!("{},overlay={}", base.as_str(), other.as_str()),
+        FAILURE,
+        &["is no overlay"],
+    );
+    refuses(
+        format!("{},readonly", over(&base)),
+        USAGE,
+        &["leave one of them out"],
+    );
+    File::options()
+        .write(true)
+        .open(base.path())
+        .unwrap()
+        .write_all_at(b"!", 0)
+        .unwrap();
+    refuses(
+        over(&base),
+        FAILURE,
+        &[&overlay, base.as_str(), "has changed", "cp -p"],
+    );
+}
+
+/// A base of 16 MiB, and an overlay on a file system of one.
+#[test]
+fn a_full_host_is_an_io_error_of_the_guest_with_an_overlay_too() {
+    const SCRIPT: &str = "mount -t tmpfs -o size=1M none \"$1\"";
+    let (base, place) = (image(16 * MIB), TempFile::new("here", ""));
+    let overlay = place.directory().join("overlay");
+    let disk = format!("{},overlay={}", base.as_str(), overlay.display());
+    let ended = after(
+        SCRIPT,
+        place.directory(),
+        &overlay,
+        &check("sectors=16384", &disk),
+    )
+    .wait()
+    .expect_status(GUEST_CRASHED);
+    let messages = ended.messages();
+    assert!(messages.contains("No space left on device"), "{messages}");
+    assert!(messages.contains(overlay.to_str().unwrap()), "{messages}");
+    ended.expect_no_panic();
 }

@@ -1,5 +1,6 @@
 //! The guest's virtio devices: made of its configuration, then put on the bus where the guest is told that they are.
 
+use std::io;
 use std::sync::Arc;
 
 use arch_x86_64::layout::{self, VirtioSlot};
@@ -11,6 +12,7 @@ use devices::virtio::rng::Rng;
 use devices::virtio::vsock::{SocketFile, Vsock};
 use devices::virtio::{IoThreads, MmioTransport, NOTIFY_OFFSET, VirtioDevice};
 use kvm_ioctls::{IoEventAddress, VmFd};
+use tracing::warn;
 
 use crate::config::net::MacAddress;
 use crate::config::{ConfigError, DiskConfig, NetConfig, VmConfig};
@@ -27,11 +29,45 @@ pub struct Device {
     threads: Arc<dyn IoThreads>,
 }
 
-/// Opens what the devices need of the host. Their order is the one in which the guest finds them. The files are names in the
-/// host's file system, which go when they are dropped.
-pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<SocketFile>), Error> {
+/// What of the host's is to be put in order when the machine goes, by dropping it.
+pub enum Kept {
+    /// A socket's name.
+    Socket(SocketFile),
+    /// What an overlay has is written down in its file.
+    Overlay(KeptOverlay),
+}
+
+/// An overlay, in whose file it is written down when this is dropped which sectors it has.
+pub struct KeptOverlay(Arc<Image>);
+
+impl Kept {
+    /// Has written down what the guest has done until now, as far as it is not.
+    ///
+    /// # Errors
+    /// The host cannot write it.
+    pub fn settle(&self) -> io::Result<()> {
+        match self {
+            Self::Socket(_) => Ok(()),
+            Self::Overlay(overlay) => overlay.0.settle(),
+        }
+    }
+}
+
+impl Drop for KeptOverlay {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.settle() {
+            warn!(
+                "what the guest wrote last to the disk {} may be lost: {error}",
+                self.0
+            );
+        }
+    }
+}
+
+/// Opens what the devices need of the host. Their order is the one in which the guest finds them.
+pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<Kept>), Error> {
     let shared: Arc<dyn IoThreads> = Arc::new(IoThreadPool::new("io", Sharing::One));
-    let (mut devices, mut files) = (Vec::new(), Vec::new());
+    let (mut devices, mut files) = (Vec::new(), Vec::<Kept>::new());
     let mut add = |device: Arc<dyn VirtioDevice>, threads: &Arc<dyn IoThreads>| {
         devices.push(Device {
             device,
@@ -46,7 +82,11 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<SocketFile>), Error> 
         } else {
             &shared
         };
-        add(Arc::new(open_disk(disk)?), threads);
+        let block = open_disk(disk)?;
+        if disk.overlay.is_some() {
+            files.push(Kept::Overlay(KeptOverlay(block.image().clone())));
+        }
+        add(Arc::new(block), threads);
     }
     for (index, net) in config.nets.iter().enumerate() {
         let several: Arc<dyn IoThreads>;
@@ -61,7 +101,7 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<SocketFile>), Error> 
     if let Some(vsock) = &config.vsock {
         let (device, file) = Vsock::bind(&vsock.path, vsock.cid())?;
         add(Arc::new(device), &shared);
-        files.push(file);
+        files.push(Kept::Socket(file));
     }
     if let Some(balloon) = &config.balloon {
         add(Arc::new(Balloon::new(balloon.options())), &shared);
@@ -77,7 +117,10 @@ fn open_disk(config: &DiskConfig) -> Result<Block, DiskError> {
     if let Some(engine) = engine {
         engine.check()?;
     }
-    let image = Image::open(&config.path, config.image_options())?;
+    let image = match &config.overlay {
+        None => Image::open(&config.path, config.image_options())?,
+        Some(overlay) => Image::open_over(&config.path, overlay, config.image_options())?,
+    };
     let options = BlockOptions {
         id: config.id.clone().unwrap_or_default(),
         engine,

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arch_x86_64::layout;
 use devices::serial::{self, SerialPort};
 use devices::virtio::MmioTransport;
-use devices::virtio::vsock::SocketFile;
 use devices::{i8042, power, pvpanic, rtc};
 use kvm_ioctls::VmFd;
 use tracing::{info, warn};
@@ -49,7 +48,7 @@ struct Parts {
     virtio: Vec<Arc<MmioTransport>>,
     room: EventFd,
     lifecycle: Arc<Lifecycle>,
-    files: Mutex<Vec<SocketFile>>,
+    files: Mutex<Vec<virtio::Kept>>,
     history: Mutex<History>,
 }
 
@@ -206,7 +205,7 @@ impl RunningVm {
         self.parts.lifecycle.stop(why);
     }
 
-    /// Removes what the machine has in the host's file system, for who does not drop it.
+    /// Puts in order what the machine has in the host's file system, for who does not drop it.
     pub fn remove_files(&self) {
         let mut files = self.parts.files.lock().unwrap_or_else(PoisonError::into_inner);
         files.clear();

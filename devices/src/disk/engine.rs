@@ -31,11 +31,22 @@ impl EngineKind {
     }
 }
 
+/// Which of the files of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// The one that is written: the image, or the overlay.
+    Top,
+    /// What an overlay lies over.
+    Base,
+}
+
 /// One step of a request: one system call's worth.
 #[derive(Clone, Copy, Debug)]
 pub enum Operation<'a> {
     /// Fills the buffers from `offset` on (bytes).
     Read {
+        /// The file; all else is done to the top one.
+        layer: Layer,
         /// Memory to fill.
         buffers: &'a [iovec],
         /// Position in bytes.
@@ -82,7 +93,7 @@ impl Engine {
     /// The kernel has no such engine, or no memory for it.
     pub fn new(kind: EngineKind, image: &Image, in_flight: u16) -> io::Result<Self> {
         Ok(match kind {
-            EngineKind::Sync => Self::Sync(SyncEngine::new(image.file().try_clone()?)),
+            EngineKind::Sync => Self::Sync(SyncEngine::new(image)?),
             EngineKind::Uring => Self::Uring(UringEngine::new(image, in_flight)?),
         })
     }

@@ -5,7 +5,8 @@ use std::{fmt, io};
 
 use thiserror::Error;
 
-use super::ImageOptions;
+use super::lock::LockError;
+use super::{ImageOptions, OverlayError};
 
 /// What is wrong with a disk image.
 #[derive(Debug, Error)]
@@ -85,7 +86,8 @@ pub enum DiskError {
     },
     /// Somebody else has it.
     #[error(
-        "the disk image '{path}' is in use by {holder}: end that first, or give both the disk with ',readonly'",
+        "the disk image '{path}' is in use by {holder}: end that first, or give both the disk with ',readonly', or \
+         each an overlay of its own with ',overlay=FILE'",
         path = path.display()
     )]
     InUse {
@@ -102,12 +104,33 @@ pub enum DiskError {
         /// Why.
         source: io::Error,
     },
+    /// It is what a guest has written over a base, and no whole disk.
+    #[error(
+        "'{path}' is an overlay: give the disk the image that it lies over, with ',overlay={path}'; or add ',format=raw' \
+         if it is a disk all the same",
+        path = path.display()
+    )]
+    IsOverlay {
+        /// The overlay.
+        path: PathBuf,
+    },
+    /// The overlay cannot be used.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
     /// The engine that was asked for is not there.
     #[error("the host's kernel refuses io_uring: {0}; leave out 'engine=io_uring'")]
     NoUring(io::Error),
 }
 
 impl DiskError {
+    pub(super) fn lock(path: &Path, error: LockError) -> Self {
+        let path = path.to_owned();
+        match error {
+            LockError::InUse(holder) => Self::InUse { path, holder },
+            LockError::Failed(source) => Self::NoLock { path, source },
+        }
+    }
+
     pub(super) fn open(path: &Path, options: ImageOptions, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.raw_os_error() {

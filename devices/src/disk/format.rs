@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::DiskError;
+use super::{DiskError, overlay};
 
 /// The first bytes of the formats that people have (QEMU's docs/interop/qcow2.txt; VMDK, VHDX, VDI and VHD specifications).
 const FORMATS: [(&[u8], &str); 7] = [
@@ -30,6 +30,11 @@ pub(super) fn refuse_foreign(file: &File, path: &Path) -> Result<(), DiskError> 
         path: path.to_owned(),
         source,
     })?;
+    if block.0[..read].starts_with(overlay::MAGIC) {
+        return Err(DiskError::IsOverlay {
+            path: path.to_owned(),
+        });
+    }
     let begins = |(magic, _): &&(&[u8], &str)| block.0[..read].starts_with(magic);
     match FORMATS.iter().find(begins) {
         None => Ok(()),

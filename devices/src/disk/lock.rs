@@ -4,13 +4,13 @@
 //! use flock respect too.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{DiskError, Holder};
+use super::Holder;
 
 /// How long a process that has ended may keep its lock: the kernel takes an io_uring, which holds the file, apart in the
 /// background. Whoever starts a guest again at once is not to hear of it.
@@ -18,8 +18,16 @@ const AFTERLIFE: Duration = Duration::from_secs(2);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Why a file is not locked.
+pub(super) enum LockError {
+    /// Somebody else has it.
+    InUse(Holder),
+    /// The host does not lock it.
+    Failed(io::Error),
+}
+
 /// Locks `file` until it is closed: shared if `readonly`.
-pub(super) fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), DiskError> {
+pub(super) fn lock(file: &File, readonly: bool) -> Result<(), LockError> {
     let give_up_at = Instant::now() + AFTERLIFE;
     loop {
         let locked = if readonly {
@@ -30,14 +38,10 @@ pub(super) fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), DiskE
         let holder = match locked {
             Ok(()) => return Ok(()),
             Err(TryLockError::WouldBlock) => holder(file),
-            Err(TryLockError::Error(source)) => {
-                let path = path.to_owned();
-                return Err(DiskError::NoLock { path, source });
-            }
+            Err(TryLockError::Error(source)) => return Err(LockError::Failed(source)),
         };
         if holder != Holder::Unknown || Instant::now() >= give_up_at {
-            let path = path.to_owned();
-            return Err(DiskError::InUse { path, holder });
+            return Err(LockError::InUse(holder));
         }
         thread::sleep(PAUSE);
     }

@@ -8,16 +8,22 @@ mod engine;
 mod error;
 mod format;
 mod lock;
+mod new_file;
+mod overlay;
 mod patience;
+mod reflink;
 mod sync;
 #[cfg(test)]
 mod tests;
 mod uring;
 
 pub use durability::{Durability, Flush};
-pub use engine::{Engine, EngineKind, Operation};
+pub use engine::{Engine, EngineKind, Layer, Operation};
 pub use error::{DiskError, Holder, NoImage};
+pub use overlay::{Commit, Overlay, OverlayError};
+pub use reflink::{ReflinkError, reflink};
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -50,15 +56,30 @@ pub struct Blocks {
     pub physical: u32,
 }
 
+/// Where bytes of a disk are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// In which file.
+    pub layer: Layer,
+    /// Where in that, in bytes.
+    pub offset: u64,
+    /// How many of the bytes that were asked for are there, one behind the other; at least one.
+    pub len: u64,
+}
+
 /// An open image. It is locked as long as it is open.
 pub struct Image {
     path: PathBuf,
     file: File,
+    /// Where the disk's first byte is in the file.
+    start: u64,
+    overlay: Option<Overlay>,
     sectors: AtomicU64,
     blocks: Blocks,
     options: ImageOptions,
     durability: Durability,
-    /// Readable when somebody else who had opened the file for writing has closed it. Of regular files only.
+    /// Readable when somebody else who had opened the file for writing has closed it. Of regular files only, which are all
+    /// of the disk.
     changes: Option<Inotify>,
 }
 
@@ -68,16 +89,13 @@ impl Image {
     /// # Errors
     /// It cannot be opened like that, is none, is of another format, or is in use.
     pub fn open(path: &Path, options: ImageOptions) -> Result<Self, DiskError> {
-        let is_device = check_kind(path)?;
-        let mut file = open(path, options)?;
-        lock::lock(&file, path, options.readonly)?;
-        if !options.raw {
-            format::refuse_foreign(&file, path)?;
-        }
+        let Opened {
+            file,
+            is_device,
+            size,
+            blocks,
+        } = Opened::new(path, options)?;
         let failed = |source| DiskError::open(path, options, source);
-        let blocks = blocks(&file, is_device, options.direct).map_err(failed)?;
-        let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        check_size(path, size, blocks.logical)?;
         Ok(Self {
             path: path.to_owned(),
             changes: if is_device {
@@ -86,6 +104,8 @@ impl Image {
                 Some(watch(&file).map_err(failed)?)
             },
             file,
+            start: 0,
+            overlay: None,
             sectors: AtomicU64::new(size / u64::from(SECTOR)),
             blocks,
             options,
@@ -93,14 +113,117 @@ impl Image {
         })
     }
 
-    /// Where it is.
+    /// A disk like the image at `base`, which is only read, together with others. What is written goes to the overlay at
+    /// `path`, a file that is made if it is not there, and that nobody else has meanwhile.
+    ///
+    /// # Errors
+    /// The base cannot be opened for reading, or the overlay cannot be made, is another base's, or is in use.
+    pub fn open_over(base: &Path, path: &Path, options: ImageOptions) -> Result<Self, DiskError> {
+        let readonly = ImageOptions {
+            readonly: true,
+            ..options
+        };
+        let Opened {
+            file, size, blocks, ..
+        } = Opened::new(base, readonly)?;
+        let overlay = Overlay::open(path, file, base, size)?;
+        let data = overlay.data_file(path, options.direct);
+        let own = data.and_then(|file| Ok((self::blocks(&file, false, options.direct)?, file)));
+        let (own, file) = own.map_err(|source| DiskError::open(path, options, source))?;
+        let blocks = Blocks {
+            logical: blocks.logical.max(own.logical),
+            physical: blocks.physical.max(own.physical),
+        };
+        check_size(base, size, blocks.logical)?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            start: overlay.data(),
+            overlay: Some(overlay),
+            sectors: AtomicU64::new(size / u64::from(SECTOR)),
+            blocks,
+            options,
+            durability: Durability::default(),
+            // The base is as large as it was when the overlay was made.
+            changes: None,
+        })
+    }
+
+    /// Where it is: the file that is written.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The open file.
+    /// The open file: the one that is written.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// What the file is an overlay of.
+    pub fn base(&self) -> Option<&File> {
+        self.overlay.as_ref().map(Overlay::base)
+    }
+
+    /// What is to be told of writes and flushes.
+    pub fn overlay(&self) -> Option<&Overlay> {
+        self.overlay.as_ref()
+    }
+
+    /// Where to read `len` bytes at `offset` of the disk, or the first of them.
+    #[inline]
+    pub fn find(&self, offset: u64, len: u64) -> Place {
+        match &self.overlay {
+            None => Place {
+                layer: Layer::Top,
+                offset,
+                len,
+            },
+            Some(overlay) => overlay.find(offset, len),
+        }
+    }
+
+    /// Where to write, in the [top](Layer::Top) file, what is to be at `offset` of the disk.
+    #[inline]
+    pub fn position(&self, offset: u64) -> u64 {
+        self.start + offset
+    }
+
+    /// So many bytes at `offset` of the disk have been written, or made zeros.
+    #[inline]
+    pub fn wrote(&self, offset: u64, len: u64) {
+        if let Some(overlay) = &self.overlay {
+            overlay.wrote(offset, len);
+        }
+    }
+
+    /// For who lets go of a guest that has not flushed: what it has written is found again when the image is opened. That is
+    /// so of all but overlays anyway.
+    ///
+    /// # Errors
+    /// The host cannot write it.
+    pub fn settle(&self) -> io::Result<()> {
+        match &self.overlay {
+            Some(overlay) if overlay.has_changed() => self.flush(),
+            _ => Ok(()),
+        }
+    }
+
+    /// What was written before is on the disk when this returns, and is found again when the image is opened.
+    ///
+    /// # Errors
+    /// The host cannot write it.
+    pub fn flush(&self) -> io::Result<()> {
+        let Some(overlay) = &self.overlay else {
+            return self.file.sync_data();
+        };
+        let mut commit = Commit::default();
+        commit.begin(overlay);
+        loop {
+            self.file.sync_data()?;
+            if commit.synced(overlay)? {
+                return Ok(());
+            }
+        }
     }
 
     /// How it was opened.
@@ -130,6 +253,9 @@ impl Image {
     /// # Errors
     /// The host does not tell.
     pub fn measure(&self) -> io::Result<bool> {
+        if self.overlay.is_some() {
+            return Ok(false);
+        }
         let size = (&self.file).seek(SeekFrom::End(0))?;
         let sectors = size / u64::from(self.blocks.logical) * u64::from(self.blocks.logical / SECTOR);
         Ok(self.sectors.swap(sectors, Ordering::Relaxed) != sectors)
@@ -147,6 +273,45 @@ impl Image {
             // Fails only when there is nothing to read.
             let _ = changes.read_events();
         }
+    }
+}
+
+impl fmt::Display for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "'{}'", self.path.display())?;
+        match &self.overlay {
+            None => Ok(()),
+            Some(overlay) => write!(f, " over '{}'", overlay.base_path().display()),
+        }
+    }
+}
+
+/// A file that is a disk.
+struct Opened {
+    file: File,
+    is_device: bool,
+    size: u64,
+    blocks: Blocks,
+}
+
+impl Opened {
+    fn new(path: &Path, options: ImageOptions) -> Result<Self, DiskError> {
+        let is_device = check_kind(path)?;
+        let mut file = open(path, options)?;
+        lock::lock(&file, options.readonly).map_err(|error| DiskError::lock(path, error))?;
+        if !options.raw {
+            format::refuse_foreign(&file, path)?;
+        }
+        let failed = |source| DiskError::open(path, options, source);
+        let blocks = blocks(&file, is_device, options.direct).map_err(failed)?;
+        let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        check_size(path, size, blocks.logical)?;
+        Ok(Self {
+            file,
+            is_device,
+            size,
+            blocks,
+        })
     }
 }
 

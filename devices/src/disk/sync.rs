@@ -6,16 +6,17 @@ use std::os::fd::AsRawFd;
 
 use libc::{c_int, iovec, off_t};
 
-use super::Operation;
+use super::{Image, Layer, Operation};
 
 /// See [`EngineKind::Sync`](super::EngineKind::Sync).
 pub struct SyncEngine {
-    file: File,
+    files: Files,
 }
 
 impl SyncEngine {
-    pub(super) fn new(file: File) -> Self {
-        Self { file }
+    pub(super) fn new(image: &Image) -> io::Result<Self> {
+        let files = Files::of(image)?;
+        Ok(Self { files })
     }
 
     /// Does it at once.
@@ -25,7 +26,31 @@ impl SyncEngine {
     #[inline]
     pub(super) unsafe fn perform(&self, operation: Operation<'_>) -> io::Result<usize> {
         // SAFETY: the caller's promise.
-        unsafe { perform(&self.file, operation, 0) }
+        unsafe { perform(&self.files, operation, 0) }
+    }
+}
+
+/// The files of a disk, open for one engine.
+pub(super) struct Files {
+    pub(super) top: File,
+    pub(super) base: Option<File>,
+}
+
+impl Files {
+    pub(super) fn of(image: &Image) -> io::Result<Self> {
+        Ok(Self {
+            top: image.file().try_clone()?,
+            base: image.base().map(File::try_clone).transpose()?,
+        })
+    }
+
+    /// The file of a layer. (An image without a base is all on top.)
+    #[inline]
+    fn file(&self, layer: Layer) -> &File {
+        match (layer, &self.base) {
+            (Layer::Base, Some(base)) => base,
+            _ => &self.top,
+        }
     }
 }
 
@@ -34,11 +59,15 @@ impl SyncEngine {
 /// # Safety
 /// The buffers of a read or a write name memory that may be written or read, and is not Rust's to reason about.
 #[inline]
-pub(super) unsafe fn perform(file: &File, operation: Operation<'_>, flags: c_int) -> io::Result<usize> {
-    let fd = file.as_raw_fd();
+pub(super) unsafe fn perform(files: &Files, operation: Operation<'_>, flags: c_int) -> io::Result<usize> {
+    let layer = match operation {
+        Operation::Read { layer, .. } => layer,
+        _ => Layer::Top,
+    };
+    let fd = files.file(layer).as_raw_fd();
     loop {
         let done = match operation {
-            Operation::Read { buffers, offset } => {
+            Operation::Read { buffers, offset, .. } => {
                 let (buffers, count) = parts(buffers);
                 // SAFETY: the caller's promise; the array of iovecs is a slice's.
                 unsafe { libc::preadv2(fd, buffers, count, offset as off_t, flags) }

@@ -150,6 +150,7 @@ fn both_engines_read_write_flush_and_allocate() {
         assert_eq!(perform(&mut engine, hole).unwrap(), 0);
         let mut all = [9; 16384];
         let read = Operation::Read {
+            layer: Layer::Top,
             buffers: &buffer(&mut all),
             offset: 0,
         };
@@ -179,6 +180,7 @@ fn both_engines_tell_of_errors_and_of_the_end() {
         let error = perform(&mut engine, write).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
         let beyond = Operation::Read {
+            layer: Layer::Top,
             buffers: &buffer(&mut data),
             offset: 4096,
         };

@@ -5,7 +5,6 @@
 //! for flushes, [`Patience`] decides. What would wait goes to the ring, all of a batch by one system call, and its end is
 //! told by an eventfd. Direct I/O always goes to the ring.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -13,16 +12,17 @@ use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::patience::Patience;
-use super::sync::perform;
-use super::{Image, Operation};
+use super::sync::{Files, perform};
+use super::{Image, Layer, Operation};
 
-/// Where the image is in the ring's table of registered files: it is the only one.
-const IMAGE: types::Fixed = types::Fixed(0);
+/// Where the files are in the ring's table of registered ones.
+const TOP: types::Fixed = types::Fixed(0);
+const BASE: types::Fixed = types::Fixed(1);
 
 /// See [`EngineKind::Uring`](super::EngineKind::Uring).
 pub struct UringEngine {
     ring: IoUring,
-    file: File,
+    files: Files,
     event: EventFd,
     /// Entries that the kernel has not been told of.
     unsent: bool,
@@ -31,6 +31,7 @@ pub struct UringEngine {
     /// There is no page cache that could have or take anything.
     direct: bool,
     reads: AtOnce,
+    base_reads: AtOnce,
     writes: AtOnce,
     flushes: Patience,
 }
@@ -50,21 +51,27 @@ pub(super) fn check() -> io::Result<()> {
 
 impl UringEngine {
     pub(super) fn new(image: &Image, in_flight: u16) -> io::Result<Self> {
-        let file = image.file().try_clone()?;
+        let files = Files::of(image)?;
         let ring = IoUring::builder()
             .dontfork()
             .build(u32::from(in_flight).next_power_of_two())?;
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        ring.submitter().register_files(&[file.as_raw_fd()])?;
+        let fds = [
+            files.top.as_raw_fd(),
+            files.base.as_ref().map_or(-1, AsRawFd::as_raw_fd),
+        ];
+        let count = if files.base.is_some() { 2 } else { 1 };
+        ring.submitter().register_files(&fds[..count])?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
         Ok(Self {
             ring,
-            file,
+            files,
             event,
             unsent: false,
             under_way: 0,
             direct: image.options().direct,
             reads: AtOnce::default(),
+            base_reads: AtOnce::default(),
             writes: AtOnce::default(),
             flushes: Patience::default(),
         })
@@ -79,8 +86,8 @@ impl UringEngine {
             return Some(done);
         }
         let entry = entry(operation).user_data(tag.into());
-        // SAFETY: the caller keeps what the entry points to in place until the operation is done, and `file` is
-        // registered as long as the ring lives.
+        // SAFETY: the caller keeps what the entry points to in place until the operation is done, and the files
+        // are registered as long as the ring lives.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         // There are as many entries as operations can be under way.
         if pushed.is_err() {
@@ -95,7 +102,10 @@ impl UringEngine {
     #[inline]
     unsafe fn try_at_once(&mut self, operation: Operation<'_>) -> Option<io::Result<usize>> {
         let (how, buffers) = match operation {
-            Operation::Read { buffers, .. } if !self.direct => (&mut self.reads, buffers),
+            Operation::Read { buffers, layer, .. } if !self.direct => match layer {
+                Layer::Top => (&mut self.reads, buffers),
+                Layer::Base => (&mut self.base_reads, buffers),
+            },
             Operation::Write {
                 buffers,
                 durable: false,
@@ -105,13 +115,13 @@ impl UringEngine {
                 // SAFETY: the caller's promise.
                 return self
                     .flushes
-                    .attempt(0, || unsafe { perform(&self.file, operation, 0) });
+                    .attempt(0, || unsafe { perform(&self.files, operation, 0) });
             }
             _ => return None,
         };
         if !how.may_wait {
             // SAFETY: the caller's promise.
-            match unsafe { perform(&self.file, operation, libc::RWF_NOWAIT) } {
+            match unsafe { perform(&self.files, operation, libc::RWF_NOWAIT) } {
                 Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => return None,
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => how.may_wait = true,
                 done => return Some(done),
@@ -120,7 +130,7 @@ impl UringEngine {
         let bytes = buffers.iter().map(|buffer| buffer.iov_len).sum();
         // SAFETY: the caller's promise.
         how.patience
-            .attempt(bytes, || unsafe { perform(&self.file, operation, 0) })
+            .attempt(bytes, || unsafe { perform(&self.files, operation, 0) })
     }
 
     #[inline]
@@ -205,8 +215,13 @@ impl Drop for UringEngine {
 
 fn entry(operation: Operation<'_>) -> squeue::Entry {
     match operation {
-        Operation::Read { buffers, offset } => {
-            opcode::Readv::new(IMAGE, buffers.as_ptr(), buffers.len() as u32)
+        Operation::Read {
+            layer,
+            buffers,
+            offset,
+        } => {
+            let file = if layer == Layer::Base { BASE } else { TOP };
+            opcode::Readv::new(file, buffers.as_ptr(), buffers.len() as u32)
                 .offset(offset)
                 .build()
         }
@@ -214,16 +229,13 @@ fn entry(operation: Operation<'_>) -> squeue::Entry {
             buffers,
             offset,
             durable,
-        } => opcode::Writev::new(IMAGE, buffers.as_ptr(), buffers.len() as u32)
+        } => opcode::Writev::new(TOP, buffers.as_ptr(), buffers.len() as u32)
             .offset(offset)
             .rw_flags(if durable { libc::RWF_DSYNC } else { 0 })
             .build(),
-        Operation::Flush => opcode::Fsync::new(IMAGE)
-            .flags(types::FsyncFlags::DATASYNC)
-            .build(),
-        Operation::Allocate { mode, offset, len } => opcode::Fallocate::new(IMAGE, len)
-            .offset(offset)
-            .mode(mode)
-            .build(),
+        Operation::Flush => opcode::Fsync::new(TOP).flags(types::FsyncFlags::DATASYNC).build(),
+        Operation::Allocate { mode, offset, len } => {
+            opcode::Fallocate::new(TOP, len).offset(offset).mode(mode).build()
+        }
     }
 }

@@ -17,8 +17,7 @@ use super::{ByteRate, ByteSize};
 
 /// For the help text.
 pub const SYNTAX: &str = "PATH[,key=value,flag...]";
-const WORDS: &str =
-    "readonly, format, id, engine, cache, queues, iothread, bandwidth, bandwidth-burst, iops and iops-burst";
+const WORDS: &str = "readonly, overlay, format, id, engine, cache, queues, iothread, bandwidth, bandwidth-burst, iops and iops-burst";
 
 /// A disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -29,6 +28,8 @@ pub struct DiskConfig {
     /// The guest must not write.
     #[serde(default)]
     pub readonly: bool,
+    /// A file of this guest's own for what it writes: the image is only read, and other guests may have it too.
+    pub overlay: Option<PathBuf>,
     /// The image's format, instead of looking.
     pub format: Option<Format>,
     /// The serial number that the guest sees.
@@ -96,6 +97,9 @@ pub enum DiskConfigError {
     /// No queue, or more than there can be.
     #[error("{0} queues: a disk has 1 to {MAX_QUEUES}")]
     Queues(u16),
+    /// What cannot be written needs no file for it.
+    #[error("readonly and overlay are two ways to leave the image as it is: leave one of them out")]
+    ReadonlyOverlay,
     /// A rate or burst that cannot be.
     #[error(transparent)]
     Rate(#[from] RateError),
@@ -113,6 +117,7 @@ impl FromStr for DiskConfig {
         for word in words {
             match word.key() {
                 "readonly" => disk.readonly = word.flag()?,
+                "overlay" => disk.overlay = Some(word.value()?),
                 "format" => disk.format = Some(word.value()?),
                 "id" => disk.id = Some(word.value()?),
                 "engine" => disk.engine = Some(word.value()?),
@@ -141,6 +146,9 @@ impl DiskConfig {
         if !(1..=MAX_QUEUES).contains(&self.queues()) {
             return Err(DiskConfigError::Queues(self.queues()));
         }
+        if self.readonly && self.overlay.is_some() {
+            return Err(DiskConfigError::ReadonlyOverlay);
+        }
         let bandwidth = self.bandwidth.map(|rate| rate.0);
         let bandwidth_burst = self.bandwidth_burst.map(|size| size.0);
         rate::check(("bandwidth", bandwidth), ("bandwidth-burst", bandwidth_burst))?;
@@ -150,6 +158,11 @@ impl DiskConfig {
     /// Request queues.
     pub fn queues(&self) -> u16 {
         self.queues.unwrap_or(1)
+    }
+
+    /// Its files.
+    pub fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        std::iter::once(&mut self.path).chain(&mut self.overlay)
     }
 
     /// How the image is to be opened.
@@ -239,6 +252,8 @@ words::is_text!(Cache, DiskConfigError);
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn disk(text: &str) -> DiskConfig {
@@ -270,12 +285,22 @@ mod tests {
     }
 
     #[test]
+    fn an_overlay_is_a_path() {
+        let disk = disk("/d.img,overlay=/o,,1");
+        assert_eq!(disk.overlay.as_deref(), Some(Path::new("/o,1")));
+        disk.check().unwrap();
+        let table = "path = '/d.img'\noverlay = '/o,1'\n";
+        assert_eq!(toml::from_str::<DiskConfig>(table).unwrap(), disk);
+    }
+
+    #[test]
     fn what_is_written_wrongly_is_named() {
         for (text, named) in [
             ("", "the path of a disk image"),
             ("p,read-only", "'read-only'"),
             ("p,readonly=yes", "'readonly' takes no value"),
             ("p,engine", "engine=..."),
+            ("p,overlay", "overlay=..."),
             ("p,engine=aio", "io_uring or sync"),
             ("p,cache=none", "writeback or direct"),
             ("p,format=qcow2", "qemu-img convert"),
@@ -303,6 +328,7 @@ mod tests {
             ("p,iops=0", "iops of 0"),
             ("p,iops=1,iops-burst=0", "iops-burst of 0"),
             ("p,iops-burst=5", "give iops too"),
+            ("p,readonly,overlay=o", "leave one of them out"),
             ("p,bandwidth-burst=1M", "give bandwidth too"),
         ] {
             let error = disk(text).check().unwrap_err().to_string();

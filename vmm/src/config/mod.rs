@@ -100,8 +100,8 @@ pub struct VmConfig {
     #[arg(long)]
     pub rng: bool,
 
-    /// Give the guest a disk: a raw image or a block device; as often as needed. Keys and flags: readonly, format=raw,
-    /// id=NAME, engine=io_uring|sync, cache=writeback|direct, queues=N, iothread, bandwidth=SIZE/s,
+    /// Give the guest a disk: a raw image or a block device; as often as needed. Keys and flags: readonly, overlay=FILE,
+    /// format=raw, id=NAME, engine=io_uring|sync, cache=writeback|direct, queues=N, iothread, bandwidth=SIZE/s,
     /// bandwidth-burst=SIZE, iops=N, iops-burst=N
     #[arg(long = "disk", value_name = disk::SYNTAX)]
     #[serde(rename = "disk")]
@@ -167,7 +167,7 @@ impl VmConfig {
 
     fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let files = [&mut self.kernel, &mut self.initrd].into_iter().flatten();
-        let disks = self.disks.iter_mut().map(|disk| &mut disk.path);
+        let disks = self.disks.iter_mut().flat_map(DiskConfig::paths);
         let vsock = self.vsock.iter_mut().map(|vsock| &mut vsock.path);
         files.chain(disks).chain(vsock)
     }

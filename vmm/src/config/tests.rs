@@ -93,8 +93,16 @@ fn another_kernel_does_not_get_the_files_initrd() {
 
 #[test]
 fn paths_in_a_file_are_relative_to_it() {
-    let file = toml("kernel = 'vmlinux'\ninitrd = '/abs'\n[vsock]\npath = 'v.sock'\n");
+    let file = toml(
+        "kernel = 'vmlinux'\ninitrd = '/abs'\n[vsock]\npath = 'v.sock'\n\
+        [[disk]]\npath = 'd'\noverlay = 'o'\n",
+    );
     let config = VmConfig::from_file(&file.path).unwrap();
+    let here = |name| file.directory.as_path().join(name);
+    assert_eq!(
+        (&config.disks[0].path, &config.disks[0].overlay),
+        (&here("d"), &Some(here("o")))
+    );
     assert_eq!(config.kernel, Some(file.directory.as_path().join("vmlinux")));
     assert_eq!(config.initrd, Some(PathBuf::from("/abs")));
     let vsock = config.vsock.map(|vsock| vsock.path);

@@ -1,6 +1,7 @@
 //! Disks (§5.2): an image on the host, as one or more queues of requests.
 
 mod config;
+mod flushes;
 pub mod request;
 mod slots;
 mod state;
@@ -59,7 +60,7 @@ impl Block {
         let len = options.id.len().min(ID_BYTES);
         id[..len].copy_from_slice(&options.id.as_bytes()[..len]);
         let name = if options.id.is_empty() {
-            format!("disk '{}'", image.path().display())
+            format!("disk {image}")
         } else {
             format!("disk '{}'", options.id)
         };
@@ -71,6 +72,11 @@ impl Block {
             limit: Arc::new(options.limit),
             queue_sizes: vec![QUEUE_SIZE; usize::from(options.queues.clamp(1, MAX_QUEUES))],
         }
+    }
+
+    /// What it shows.
+    pub fn image(&self) -> &Arc<Image> {
+        &self.image
     }
 
     fn queues(&self) -> u16 {

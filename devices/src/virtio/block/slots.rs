@@ -7,7 +7,7 @@ use std::slice;
 use libc::iovec;
 
 use super::request::{Extent, HEADER, Status};
-use crate::disk::{Flush, Operation};
+use crate::disk::{Flush, Image, Layer, Operation, Place};
 use crate::virtio::Chain;
 
 /// What is being done in a slot.
@@ -65,6 +65,14 @@ pub struct Slot {
     status: *mut u8,
     /// The buffers that are left, as indices into the slot's row.
     buffers: Range<usize>,
+    /// What of the buffers the present step leaves out, as it reads from one of the disk's files only.
+    left_out: Option<LeftOut>,
+}
+
+/// Buffers after the last one of a step, and bytes of that.
+struct LeftOut {
+    end: usize,
+    bytes: usize,
 }
 
 /// Zeros to write; as large and as aligned as a page, so that direct I/O takes them.
@@ -136,6 +144,7 @@ impl Slots {
             extent,
             status,
             buffers: 0..count,
+            left_out: None,
         };
         Some(tag)
     }
@@ -146,37 +155,30 @@ impl Slots {
         &mut self.slots[usize::from(tag)]
     }
 
-    /// What is to be done next for a request. Its buffers stay in place until the request goes on or ends.
+    /// What is to be done next for a request to `image`. Its buffers stay in place until the request goes on or ends.
     #[inline]
-    pub fn operation(&mut self, tag: u16) -> Operation<'_> {
+    pub fn operation(&mut self, tag: u16, image: &Image) -> Operation<'_> {
         let slot = &mut self.slots[usize::from(tag)];
         let row = &mut self.rows[usize::from(tag) * self.width..][..self.width];
         let Extent { offset, len } = slot.extent;
-        if slot.doing == Doing::Zero {
+        let mut place = Place {
+            layer: Layer::Top,
+            offset: image.position(offset),
+            len,
+        };
+        if slot.doing == Doing::Read {
+            slot.take_back(row);
+            place = image.find(offset, len);
+            if place.len < len {
+                slot.leave_out_after(place.len, row);
+            }
+        } else if slot.doing == Doing::Zero {
             slot.buffers = 0..zeroes(len, row);
         }
         let row = &row[slot.buffers.clone()];
         // SAFETY: `cut` and `zeroes` have initialised these of the row's iovecs.
         let buffers = unsafe { slice::from_raw_parts(row.as_ptr().cast::<iovec>(), row.len()) };
-        match slot.doing {
-            Doing::Read => Operation::Read { buffers, offset },
-            Doing::Write { durable } => Operation::Write {
-                buffers,
-                offset,
-                durable,
-            },
-            Doing::Zero => Operation::Write {
-                buffers,
-                offset,
-                durable: false,
-            },
-            Doing::Flush(_) => Operation::Flush,
-            Doing::Allocate(how) => Operation::Allocate {
-                mode: how.mode(),
-                offset,
-                len,
-            },
-        }
+        slot.doing.at(place, buffers)
     }
 
     /// `done` bytes of a request have been read or written; returns whether that was all.
@@ -189,6 +191,7 @@ impl Slots {
             return true;
         }
         let row = &mut self.rows[usize::from(tag) * self.width..][..self.width];
+        slot.take_back(row);
         drop_first(&mut slot.buffers, row, done);
         false
     }
@@ -205,7 +208,70 @@ impl Slots {
     }
 }
 
+impl Doing {
+    /// The system call for it.
+    #[inline]
+    fn at(self, place: Place, buffers: &[iovec]) -> Operation<'_> {
+        let Place { layer, offset, len } = place;
+        match self {
+            Self::Read => Operation::Read {
+                layer,
+                buffers,
+                offset,
+            },
+            Self::Write { durable } => Operation::Write {
+                buffers,
+                offset,
+                durable,
+            },
+            Self::Zero => Operation::Write {
+                buffers,
+                offset,
+                durable: false,
+            },
+            Self::Flush(_) => Operation::Flush,
+            Self::Allocate(how) => Operation::Allocate {
+                mode: how.mode(),
+                offset,
+                len,
+            },
+        }
+    }
+}
+
 impl Slot {
+    /// What is left to do on the disk.
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
+    /// Makes the buffers those of the next `len` bytes, of which there are more.
+    fn leave_out_after(&mut self, len: u64, row: &mut [MaybeUninit<iovec>]) {
+        let (mut left, end) = (len as usize, self.buffers.end);
+        for index in self.buffers.clone() {
+            // SAFETY: `buffers` are those of the row that are initialised.
+            let buffer = unsafe { row[index].assume_init_mut() };
+            if left <= buffer.iov_len {
+                let bytes = buffer.iov_len - left;
+                buffer.iov_len = left;
+                self.buffers.end = index + 1;
+                self.left_out = Some(LeftOut { end, bytes });
+                return;
+            }
+            left -= buffer.iov_len;
+        }
+    }
+
+    /// Takes back what was left out.
+    #[inline]
+    fn take_back(&mut self, row: &mut [MaybeUninit<iovec>]) {
+        if let Some(LeftOut { end, bytes }) = self.left_out.take() {
+            // SAFETY: the last one of `buffers` is one of those of the row that are initialised.
+            unsafe { row[self.buffers.end - 1].assume_init_mut() }.iov_len += bytes;
+            self.buffers.end = end;
+        }
+    }
+
     fn idle() -> Self {
         Self {
             doing: Doing::Zero,
@@ -215,6 +281,7 @@ impl Slot {
             extent: Extent { offset: 0, len: 0 },
             status: std::ptr::null_mut(),
             buffers: 0..0,
+            left_out: None,
         }
     }
 }

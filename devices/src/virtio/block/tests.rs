@@ -1,5 +1,7 @@
 //! A disk and its driver, without a guest: requests of every framing, and what a driver must not do.
 
+mod overlay;
+
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -308,7 +310,7 @@ fn zeros_are_written_where_they_cannot_be_allocated() {
     let tag = slots.add(&chain, Doing::Zero, extent).unwrap();
     let mut pieces = Vec::new();
     loop {
-        let Operation::Write { buffers, offset, .. } = slots.operation(tag) else {
+        let Operation::Write { buffers, offset, .. } = slots.operation(tag, rig.block.image()) else {
             panic!("zeros are written");
         };
         let len: usize = buffers.iter().map(|buffer| buffer.iov_len).sum();

@@ -8,9 +8,10 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::EXTENT_SECTORS;
+use super::flushes::Flushes;
 use super::request::{self, Extent, ID_BYTES, Limits, Request, Status};
 use super::slots::{Allocate, Doing, Slots};
-use crate::disk::{Engine, Image};
+use crate::disk::{Engine, Flush, Image};
 use crate::rate_limit::RateLimit;
 use crate::virtio::{Chain, Poll, Queue, QueueError, QueueState, Trouble, Worker, forget, watch};
 
@@ -37,6 +38,8 @@ pub(super) struct BlockWorker {
     queue: Queue,
     chain: Chain,
     image: Arc<Image>,
+    /// Of a disk over a base; of others, a flush is one step like any other.
+    flushes: Option<Flushes>,
     id: [u8; ID_BYTES],
     write_through: bool,
     limit: Arc<RateLimit>,
@@ -57,6 +60,7 @@ impl BlockWorker {
         Ok(Self {
             chain: Chain::new(queue.size()),
             slots: Slots::new(queue.size()),
+            flushes: setup.image.overlay().map(|_| Flushes::new(queue.size())),
             queue,
             engine: setup.engine,
             image: setup.image,
@@ -126,6 +130,10 @@ impl BlockWorker {
                 self.go_on(tag)?;
             }
         }
+        while let Some(tag) = self.flushes.as_mut().and_then(Flushes::next) {
+            any = true;
+            self.go_on(tag)?;
+        }
         Ok(any)
     }
 
@@ -174,7 +182,8 @@ impl BlockWorker {
         let (doing, extent) = match request {
             Request::Read(extent) => (Doing::Read, extent),
             Request::Write(extent) => {
-                let durable = self.write_through;
+                // To an overlay a write is not durable before its bits are, which takes a flush.
+                let durable = self.write_through && self.flushes.is_none();
                 (Doing::Write { durable }, extent)
             }
             Request::Flush => match self.image.durability().flush() {
@@ -197,7 +206,8 @@ impl BlockWorker {
         // `take_one` has looked for room, and `parse` for the status.
         let tag = self.slots.add(&self.chain, doing, extent);
         let tag = tag.ok_or(QueueError::NoRequest)?;
-        self.slots.get(tag).then_flush = self.write_through && matches!(doing, Doing::Allocate(_));
+        let needs_flush = matches!(doing, Doing::Allocate(_) | Doing::Write { durable: false });
+        self.slots.get(tag).then_flush = self.write_through && needs_flush;
         self.go_on(tag)
     }
 
@@ -211,7 +221,10 @@ impl BlockWorker {
     #[inline]
     fn go_on(&mut self, tag: u16) -> Result<(), QueueError> {
         loop {
-            let operation = self.slots.operation(tag);
+            if self.waits_for_its_turn(tag) {
+                return Ok(());
+            }
+            let operation = self.slots.operation(tag, &self.image);
             // SAFETY: the slot's iovecs stay in place until the request goes on or ends, which it does only with the
             // operation's result; and so does the guest memory that they name, which the queue keeps mapped. The engine
             // is dropped before both.
@@ -224,8 +237,22 @@ impl BlockWorker {
         }
     }
 
+    /// Whether another request's flush comes first.
+    #[inline]
+    fn waits_for_its_turn(&mut self, tag: u16) -> bool {
+        match (&mut self.flushes, self.image.overlay()) {
+            (Some(flushes), Some(overlay)) if matches!(self.slots.get(tag).doing, Doing::Flush(_)) => {
+                !flushes.is_turn_of(tag, overlay)
+            }
+            _ => false,
+        }
+    }
+
     #[inline]
     fn end(&mut self, tag: u16, status: Status) -> Result<(), QueueError> {
+        if let Some(flushes) = &mut self.flushes {
+            flushes.ended(tag);
+        }
         let (head, written) = self.slots.end(tag, status);
         self.queue.complete(head, written)
     }
@@ -234,9 +261,7 @@ impl BlockWorker {
     #[inline]
     fn went(&mut self, tag: u16, result: io::Result<usize>) -> Option<Status> {
         let doing = self.slots.get(tag).doing;
-        if !matches!(doing, Doing::Read | Doing::Flush(_)) {
-            self.image.durability().written();
-        }
+        self.count(tag, doing, &result);
         match (doing, result) {
             (Doing::Read | Doing::Write { .. } | Doing::Zero, Ok(done)) if done > 0 => {
                 if !self.slots.advance(tag, done) {
@@ -245,10 +270,7 @@ impl BlockWorker {
                 self.flush_or_end(tag)
             }
             (Doing::Allocate(_), Ok(_)) => self.flush_or_end(tag),
-            (Doing::Flush(flush), Ok(_)) => {
-                self.image.durability().flushed(flush);
-                Some(Status::Ok)
-            }
+            (Doing::Flush(flush), Ok(_)) => self.flushed(flush),
             // The ring gives these back where a system call would have been made again.
             (_, Err(error)) if error.kind() == io::ErrorKind::Interrupted => None,
             (Doing::Allocate(how), Err(error)) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
@@ -265,6 +287,20 @@ impl BlockWorker {
         }
     }
 
+    /// Notes what a step has written. An overlay has it before it is counted: a flush that covers the one covers the other.
+    #[inline]
+    fn count(&mut self, tag: u16, doing: Doing, result: &io::Result<usize>) {
+        let Extent { offset, len } = self.slots.get(tag).extent();
+        match (doing, result) {
+            (Doing::Read | Doing::Flush(_), _) => return,
+            (Doing::Write { .. } | Doing::Zero, Ok(done)) => self.image.wrote(offset, *done as u64),
+            (Doing::Allocate(_), Ok(_)) => self.image.wrote(offset, len),
+            // Who knows how far it came.
+            (_, Err(_)) => {}
+        }
+        self.image.durability().written();
+    }
+
     #[inline]
     fn flush_or_end(&mut self, tag: u16) -> Option<Status> {
         let slot = self.slots.get(tag);
@@ -277,6 +313,26 @@ impl BlockWorker {
         };
         slot.doing = Doing::Flush(flush);
         None
+    }
+
+    /// An fdatasync is done.
+    #[inline]
+    fn flushed(&mut self, flush: Flush) -> Option<Status> {
+        let synced = match (&mut self.flushes, self.image.overlay()) {
+            (Some(flushes), Some(overlay)) => flushes.synced(overlay),
+            _ => Ok(true),
+        };
+        match synced {
+            Ok(true) => {
+                self.image.durability().flushed(flush);
+                Some(Status::Ok)
+            }
+            Ok(false) => None,
+            Err(error) => {
+                self.report(Doing::Flush(flush), &error);
+                Some(Status::IoError)
+            }
+        }
     }
 
     /// The file system has no such allocation: a hole is zeros as well, and zeros can be written. To discard is to hint.
@@ -297,8 +353,8 @@ impl BlockWorker {
             Doing::Flush(_) => "flush",
             Doing::Allocate(_) => "discard or zero a part of",
         };
-        let path = self.image.path().display();
-        let report = format_args!("cannot {what} '{path}': {error}; the guest sees I/O errors");
+        let image = &self.image;
+        let report = format_args!("cannot {what} {image}: {error}; the guest sees I/O errors");
         self.queue.interrupt().report(Trouble::Host, &report);
     }
 
