@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use devices::disk::{Image, ImageOptions, Layer, Place};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use posada_tests::running::until;
@@ -289,6 +290,175 @@ fn a_disk_that_has_changed_since_is_refused_and_a_copy_from_then_is_taken() {
     end(Guest::restored(&story.place("s"))).expect_refusal(1, &["disk.img"]);
     end(Guest::restored(&story.place("s")).arg("--disk").arg("root=x"))
         .expect_refusal(2, &["no disk 'root'"]);
+}
+
+/// `blk-check` that goes on with each line of input, on a disk of 1 MiB in the story's directory.
+fn disk_guest(story: &Story, words: &str) -> Guest {
+    fs::write(story.place("disk.img"), vec![0; 1 << 20]).unwrap();
+    let disk = format!("{},id=data{words}", story.place("disk.img").display());
+    Guest::bare("program=blk-check rounds=yes seed=1000")
+        .arg("--disk")
+        .arg(disk)
+        .named(&story.name)
+}
+
+/// Has `blk-check` go on with these arguments, which succeeds.
+fn round(guest: &mut Running, arguments: &str) {
+    guest.send(format!("{arguments}\n"));
+    guest.wait_for("checksum=");
+}
+
+/// Ends `blk-check`.
+fn end(mut guest: Running) -> Ended {
+    guest.send("end\n");
+    guest.wait()
+}
+
+#[test]
+fn clones_share_an_image_and_each_has_a_disk_of_its_own() {
+    let story = Story::new();
+    let mut guest = disk_guest(&story, ",cache=direct").start();
+    guest.wait_for("checksum=");
+    story.snapshot("s", &["--stop"]);
+    guest.wait().expect_status(0);
+    let before = fs::read(story.place("disk.img")).unwrap();
+
+    let clone = |number| {
+        Guest::restored(&story.place("s"))
+            .named(&format!("{}-{number}", story.name))
+            .arg("--clone")
+            .start()
+    };
+    let mut clones: Vec<_> = (1..=3).map(|number| (number, clone(number))).collect();
+    for (number, clone) in &mut clones {
+        round(clone, &format!("sectors=32 seed={number}000000"));
+    }
+    Guest::restored(&story.place("s"))
+        .run()
+        .expect_refusal(1, &["disk.img", "in use"]);
+    for (number, mut clone) in clones {
+        round(&mut clone, &format!("sectors=32 seed={number}000000 mode=read"));
+        round(&mut clone, "first=32 sectors=32 seed=1000 mode=read");
+        assert_eq!(end(clone).expect_status(0).messages(), "");
+    }
+
+    assert!(
+        fs::read(story.place("disk.img")).unwrap() == before,
+        "the image stays as it is"
+    );
+    let mut guest = Guest::restored(&story.place("s")).start();
+    round(&mut guest, "mode=read seed=1000");
+    end(guest).expect_status(0);
+}
+
+#[test]
+fn a_clone_begins_with_the_image_whatever_a_killed_one_has_left() {
+    let story = Story::new();
+    let mut guest = disk_guest(&story, "").start();
+    guest.wait_for("checksum=");
+    story.snapshot("s", &["--stop"]);
+    guest.wait().expect_status(0);
+    let clone = || {
+        Guest::restored(&story.place("s"))
+            .named(&story.name)
+            .arg("--clone")
+            .start()
+    };
+    let mut killed = clone();
+    round(&mut killed, "seed=5000");
+    killed.signal(Signal::SIGKILL);
+    killed.wait();
+    let mut next = clone();
+    round(&mut next, "seed=1000 mode=read");
+    // Its memory could go back to the snapshot, but not its disk.
+    story
+        .ask("rewind", "s", &[])
+        .expect_refusal(1, &[".overlay", "cannot be taken back"]);
+    end(next).expect_status(0);
+}
+
+#[test]
+fn a_guest_with_an_overlay_comes_back_if_the_overlay_is_as_it_was() {
+    let story = Story::new();
+    let overlay = story.place("overlay");
+    let mut guest = disk_guest(&story, &format!(",overlay={}", overlay.display())).start();
+    guest.wait_for("checksum=");
+    story.snapshot("s", &[]);
+    end(guest).expect_status(0);
+    fs::copy(&overlay, story.place("copy")).unwrap();
+
+    let restored = || Guest::restored(&story.place("s"));
+    let mut guest = restored().start();
+    round(&mut guest, "seed=1000 mode=read");
+    round(&mut guest, "seed=2000");
+    end(guest).expect_status(0);
+    restored()
+        .run()
+        .expect_refusal(1, &["/overlay'", "has been written"]);
+
+    let disk = format!(
+        "data={},overlay={}",
+        story.place("disk.img").display(),
+        story.place("copy").display()
+    );
+    let mut guest = restored().arg("--disk").arg(disk).start();
+    round(&mut guest, "seed=1000 mode=read");
+    end(guest).expect_status(0);
+}
+
+#[test]
+fn clones_of_a_guest_with_an_overlay_have_a_copy_each() {
+    let story = Story::new();
+    let (image, overlay) = (story.place("disk.img"), story.place("overlay"));
+    let mut guest = disk_guest(&story, &format!(",overlay={}", overlay.display())).start();
+    guest.wait_for("checksum=");
+    story.snapshot("s", &["--stop"]);
+    guest.wait().expect_status(0);
+    let names: Vec<_> = (1..=2).map(|number| format!("{}-{number}", story.name)).collect();
+    let clone = |count, arguments: &[&str]| {
+        let place = story.place("s");
+        posada(&[&["clone", place.to_str().unwrap(), "--count", count], arguments].concat())
+    };
+
+    // Whether files can share their data is the file system's business.
+    let by_reflink = clone("1", &[]);
+    if by_reflink.console().is_empty() {
+        by_reflink.expect_refusal(1, &["/overlay'", "--disk ID=BASE,overlay=COPY"]);
+    } else {
+        end_in_background(&names[0]);
+    }
+    let copy = |which: &str| story.place(&format!("copy{which}"));
+    for which in ["1", "2"] {
+        fs::copy(&overlay, copy(which)).unwrap();
+    }
+    let disk = format!("data={},overlay={}", image.display(), copy("{}").display());
+    clone("2", &["--disk", &disk]).expect_status(0);
+    names.iter().for_each(|name| end_in_background(name));
+}
+
+#[test]
+fn what_a_guest_did_not_flush_to_its_overlay_is_there_for_its_snapshot() {
+    let story = Story::new();
+    let (image, overlay) = (story.place("disk.img"), story.place("overlay"));
+    fs::write(&image, vec![0; 1 << 20]).unwrap();
+    let disk = format!("{},overlay={}", image.display(), overlay.display());
+    let mut guest = Guest::bare("program=blk-bench op=write size=64K count=10 hold=yes")
+        .arg("--disk")
+        .arg(disk)
+        .named(&story.name)
+        .start();
+    guest.wait_for("requests=");
+    story.snapshot("s", &[]);
+    guest.signal(Signal::SIGKILL);
+    guest.wait();
+    let disk = Image::open_over(&image, &overlay, ImageOptions::default()).unwrap();
+    let Place { layer, len, .. } = disk.find(0, 1 << 20);
+    assert_eq!((layer, len), (Layer::Top, 640 << 10));
+    drop(disk);
+    Guest::restored(&story.place("s"))
+        .input("\n")
+        .run()
+        .expect_status(0);
 }
 
 #[test]

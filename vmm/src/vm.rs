@@ -3,7 +3,7 @@
 //! Building goes step by step: KVM's VM with memory and interrupt controllers → devices on buses → kernel and tables in
 //! memory, or all that a state says → vCPUs, which their own threads have made meanwhile.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arch_x86_64::layout;
@@ -209,6 +209,16 @@ impl RunningVm {
     pub fn remove_files(&self) {
         let mut files = self.parts.files.lock().unwrap_or_else(PoisonError::into_inner);
         files.clear();
+    }
+
+    /// Has the files of the guest's disks hold what it has written: overlays are told apart from their bases by a bitmap,
+    /// which else is written when the guest flushes.
+    ///
+    /// # Errors
+    /// The host cannot write it.
+    pub fn settle_disks(&self) -> io::Result<()> {
+        let files = self.parts.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.iter().try_for_each(virtio::Kept::settle)
     }
 
     /// Takes the vCPUs out of the guest, then the devices' workers off their threads, with no request in flight: from

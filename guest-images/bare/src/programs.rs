@@ -80,7 +80,7 @@ const PROGRAMS: [Program; 18] = [
     },
     Program {
         name: "blk-check",
-        help: "writes a pattern, reads it back, flushes [first=0 sectors=64 seed=1 mode=write|read]",
+        help: "writes a pattern, reads it back, flushes [first=0 sectors=64 seed=1 mode=write|read rounds=no|yes]",
         run: blk_check::run,
     },
     Program {

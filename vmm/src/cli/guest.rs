@@ -11,6 +11,7 @@ use vmm::console;
 use vmm::control::Control;
 use vmm::error::Error;
 use vmm::runtime::{GuestDirectory, RuntimeError};
+use vmm::snapshot::Snapshot;
 use vmm::vm::RunningVm;
 
 use super::background::RUNS;
@@ -60,14 +61,20 @@ impl Hosted {
     /// Gives one of several guests from a snapshot what each must have for itself, as far as the user has not.
     ///
     /// # Errors
-    /// This host has no place for it.
-    pub fn make_own(&self, config: &mut VmConfig, given: &Overrides) -> Result<(), Failure> {
+    /// This host has no place for it, or a disk cannot be made its own.
+    pub fn make_own(
+        &self,
+        config: &mut VmConfig,
+        given: &Overrides,
+        snapshot: &Snapshot,
+    ) -> Result<(), Failure> {
         let directory = self.directory()?;
         if let Some(vsock) = &mut config.vsock
             && given.vsock.is_none()
         {
             vsock.path = directory.path().join(VSOCK);
         }
+        snapshot.make_disks_own(config, given, directory.path())?;
         Ok(())
     }
 

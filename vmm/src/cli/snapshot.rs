@@ -124,7 +124,7 @@ impl Restore {
         console::block_signals()?;
         let hosted = Hosted::begin(&mut config)?;
         if self.clone {
-            hosted.make_own(&mut config, &self.overrides)?;
+            hosted.make_own(&mut config, &self.overrides, &snapshot)?;
         }
         let console: Box<dyn Write + Send> = match self.background {
             true => Box::new(hosted.console_file()?),

@@ -1,7 +1,7 @@
 //! A disk as its user describes it: `--disk PATH,key=value,...` or a `[[disk]]` table.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use devices::disk::{EngineKind, ImageOptions};
@@ -160,6 +160,12 @@ impl DiskConfig {
         self.queues.unwrap_or(1)
     }
 
+    /// The file that the guest's writes go to, if it can write.
+    pub fn written(&self) -> Option<&Path> {
+        let file = self.overlay.as_ref().unwrap_or(&self.path);
+        (!self.readonly).then_some(file)
+    }
+
     /// Its files.
     pub fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         std::iter::once(&mut self.path).chain(&mut self.overlay)
@@ -252,8 +258,6 @@ words::is_text!(Cache, DiskConfigError);
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn disk(text: &str) -> DiskConfig {

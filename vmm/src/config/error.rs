@@ -7,7 +7,8 @@ use arch_x86_64::layout;
 use thiserror::Error;
 
 use super::{
-    BalloonConfigError, ByteSize, MAX_FILE, MAX_NAME, MIN_MEMORY, PAGE_SIZE, VsockConfigError, disk, net,
+    BalloonConfigError, ByteSize, MAX_FILE, MAX_NAME, MIN_MEMORY, PAGE_SIZE, VsockConfigError, WordError,
+    disk, net,
 };
 
 /// What is wrong with a configuration. Each message names the setting, the cause and the remedy.
@@ -87,6 +88,14 @@ pub enum ConfigError {
         what: &'static str,
         /// What it was called.
         which: String,
+    },
+    /// What replaces a disk is not described as it should be.
+    #[error("the disk '{which}': {source}")]
+    Replacement {
+        /// Which disk.
+        which: String,
+        /// What is wrong.
+        source: WordError,
     },
     /// A NUL would end the command line where the user did not.
     #[error("{0} has a NUL character, which a kernel command line cannot have")]

@@ -25,7 +25,7 @@ use crate::host::HostKind;
 use crate::pvm;
 
 pub use balloon::{BalloonConfig, BalloonConfigError};
-pub use disk::DiskConfig;
+pub use disk::{Cache, DiskConfig};
 pub use error::ConfigError;
 pub use net::NetConfig;
 pub use overrides::{Overrides, Replacement};

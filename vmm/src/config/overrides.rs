@@ -4,13 +4,14 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::{ConfigError, VmConfig, WordError};
+use super::{ConfigError, DiskConfig, VmConfig, WordError, words};
 
 /// What is different for one machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct Overrides {
-    /// Another image for the disk with this id, or this number counted from 0; as often as needed
-    #[arg(long = "disk", value_name = "ID=PATH")]
+    /// Another image for the disk with this id, or this number counted from 0, and its overlay if it is to have one; as
+    /// often as needed
+    #[arg(long = "disk", value_name = "ID=PATH[,overlay=FILE]")]
     pub disks: Vec<Replacement>,
 
     /// Another tap for the network on this tap, or of this number counted from 0; as often as needed
@@ -66,12 +67,14 @@ impl Overrides {
     /// Something is replaced that there is not.
     pub fn apply(&self, mut config: VmConfig) -> Result<VmConfig, ConfigError> {
         for Replacement { which, new } in &self.disks {
-            let ids = config.disks.iter().map(|disk| disk.id.as_deref());
-            let index = position(ids, which).ok_or_else(|| ConfigError::NothingToReplace {
+            let index = disk_named(&config, which).ok_or_else(|| ConfigError::NothingToReplace {
                 what: "disk",
                 which: which.clone(),
             })?;
-            config.disks[index].path = new.into();
+            replace(&mut config.disks[index], new).map_err(|source| ConfigError::Replacement {
+                which: which.clone(),
+                source,
+            })?;
         }
         for Replacement { which, new } in &self.nets {
             let taps = config.nets.iter().map(|net| net.tap.as_deref());
@@ -95,6 +98,29 @@ impl Overrides {
         }
         Ok(config)
     }
+
+    /// Whether the disk of this index is replaced.
+    pub fn replaces_disk(&self, config: &VmConfig, index: usize) -> bool {
+        let mut replaced = self.disks.iter();
+        replaced.any(|disk| disk_named(config, &disk.which) == Some(index))
+    }
+}
+
+/// Gives the disk the image and the overlay, or no overlay, that `new` names.
+fn replace(disk: &mut DiskConfig, new: &str) -> Result<(), WordError> {
+    let (path, words) = words::split(new, "the path of a disk image")?;
+    (disk.path, disk.overlay) = (path.into(), None);
+    for word in words {
+        match word.key() {
+            "overlay" => disk.overlay = Some(word.value()?),
+            _ => return Err(word.unknown("overlay alone; all else is as it was")),
+        }
+    }
+    Ok(())
+}
+
+fn disk_named(config: &VmConfig, which: &str) -> Option<usize> {
+    position(config.disks.iter().map(|disk| disk.id.as_deref()), which)
 }
 
 /// The index of what is called `which`, or has that number.
@@ -144,6 +170,24 @@ mod tests {
             let config = overrides("", net).apply(config()).unwrap();
             assert_eq!(config.nets[0].tap.as_deref(), Some("tap9"), "{net}");
         }
+    }
+
+    #[test]
+    fn a_disk_is_replaced_with_its_overlay() {
+        let mut config = config();
+        config.disks[0].overlay = Some("mine".into());
+        for (disk, overlay) in [("0=c.img", None), ("root=c.img,overlay=o{}", Some("o{}"))] {
+            let overrides = overrides(disk, "");
+            let config = overrides.apply(config.clone()).unwrap();
+            assert_eq!(config.disks[0].path, PathBuf::from("c.img"), "{disk}");
+            assert_eq!(config.disks[0].overlay, overlay.map(PathBuf::from), "{disk}");
+            assert_eq!(
+                [0, 1].map(|index| overrides.replaces_disk(&config, index)),
+                [true, false]
+            );
+        }
+        let error = overrides("root=c.img,readonly", "").apply(config).unwrap_err();
+        assert!(error.to_string().contains("'readonly'"), "{error}");
     }
 
     #[test]

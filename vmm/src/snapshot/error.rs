@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use devices::disk::ReflinkError;
 use thiserror::Error;
 
 use super::format::FormatError;
@@ -74,6 +75,34 @@ pub enum SnapshotError {
         /// What has happened.
         what: String,
     },
+    /// The guest's disk is not one that the snapshot knows.
+    #[error(
+        "the guest writes to '{path}', and the snapshot was taken with another disk: what has been written cannot be taken back",
+        path = .0.display()
+    )]
+    OtherDisk(PathBuf),
+    /// There can be no file for what the guest writes.
+    #[error("cannot make room for the guest's own disk: '{path}' cannot be removed: {source}", path = path.display())]
+    OwnDisk {
+        /// What is in the way.
+        path: PathBuf,
+        /// Why it stays.
+        source: io::Error,
+    },
+    /// The file system has no copies by reflink of an overlay that is to be several guests'.
+    #[error(
+        "each guest needs a copy of the overlay '{path}', and beside the guest's files none can share its data: {source}; give \
+         each a copy of its own with --disk ID=BASE,overlay=COPY", path = path.display()
+    )]
+    CopyOverlay {
+        /// The overlay.
+        path: PathBuf,
+        /// Why there is no copy.
+        source: io::Error,
+    },
+    /// An overlay cannot be copied.
+    #[error(transparent)]
+    Reflink(ReflinkError),
     /// The guest does not come to rest, or has ended.
     #[error(transparent)]
     Guest(#[from] RequestError),

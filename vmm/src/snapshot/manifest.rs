@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::SnapshotError;
-use crate::config::VmConfig;
+use crate::config::{DiskConfig, VmConfig};
 use crate::snapshot::memory_file::Checksums;
 use crate::snapshot::ranges::PageRanges;
 use crate::state::VmState;
@@ -72,7 +72,7 @@ pub struct DiffRecord {
     pub pages: PageRanges,
 }
 
-/// An image that the guest can write, when the snapshot was taken.
+/// An image, or an overlay, that the guest can write, when the snapshot was taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRecord {
     /// Where it is.
@@ -84,13 +84,13 @@ pub struct DiskRecord {
 }
 
 impl DiskRecord {
-    /// The writable images of this configuration, as they are now.
+    /// The files that the guest of this configuration writes to, as they are now. An overlay knows its base itself.
     ///
     /// # Errors
     /// One of them is gone.
     pub fn of_all(config: &VmConfig) -> Result<Vec<Self>, SnapshotError> {
-        let writable = config.disks.iter().filter(|disk| !disk.readonly);
-        writable.map(|disk| Self::of(disk.path.clone())).collect()
+        let written = config.disks.iter().filter_map(DiskConfig::written);
+        written.map(|path| Self::of(path.to_owned())).collect()
     }
 
     fn of(path: PathBuf) -> Result<Self, SnapshotError> {

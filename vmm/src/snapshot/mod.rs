@@ -17,6 +17,7 @@ mod history;
 pub mod image;
 mod manifest;
 pub mod memory_file;
+mod own_disks;
 pub mod pages;
 pub mod ranges;
 mod restore;

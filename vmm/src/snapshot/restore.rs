@@ -10,8 +10,9 @@ use super::image::{self, MAX_DIFFS, MemoryImage};
 use super::manifest::{DiffRecord, DiskRecord, MEMORY, Manifest, MemoryRecord, STATE};
 use super::memory_file::MemoryFile;
 use super::ranges::PageRanges;
+use super::take::absolute;
 use super::{SnapshotError, format, working_set};
-use crate::config::VmConfig;
+use crate::config::{DiskConfig, VmConfig};
 use crate::error::{Doing, Error as VmError};
 use crate::lifecycle::Stop;
 use crate::vm::{RunningVm, Vm};
@@ -94,6 +95,14 @@ impl Snapshot {
         }
     }
 
+    /// What is known of the disk's file at `path`, if it was one.
+    pub(super) fn records_of(&self, path: &Path) -> impl Iterator<Item = &DiskRecord> {
+        self.manifest
+            .disks
+            .iter()
+            .filter(move |record| record.path == path)
+    }
+
     fn memory(&self) -> Result<MemoryImage, SnapshotError> {
         let mut chain = self.chain()?.into_iter();
         let (full, _) = chain
@@ -129,9 +138,11 @@ impl Snapshot {
             return Err(SnapshotError::Cpu(why));
         }
         // The images are locked by now: nobody else writes them any more.
-        let kept = self.manifest.disks.iter();
-        for record in kept.filter(|record| config.disks.iter().any(|disk| disk.path == record.path)) {
-            record.check()?;
+        for disk in &config.disks {
+            let files = std::iter::once(&disk.path).chain(&disk.overlay);
+            files
+                .flat_map(|file| self.records_of(file))
+                .try_for_each(DiskRecord::check)?;
         }
         vm.load(self.manifest.vm)?;
         vm.history().goes_on_from(self.directory, self.manifest.id, image);
@@ -166,7 +177,14 @@ pub fn rewind(vm: &RunningVm, directory: &Path) -> Result<Rewound, SnapshotError
 /// Whether nothing stands against going back: the guest can still go on if something does.
 fn check(vm: &RunningVm, snapshot: &Snapshot) -> Result<(), SnapshotError> {
     vm.check(&snapshot.manifest.vm)?;
-    snapshot.manifest.disks.iter().try_for_each(DiskRecord::check)
+    let config = absolute(vm.config())?;
+    for file in config.disks.iter().filter_map(DiskConfig::written) {
+        let record = snapshot.records_of(file).next();
+        record
+            .ok_or_else(|| SnapshotError::OtherDisk(file.to_owned()))?
+            .check()?;
+    }
+    Ok(())
 }
 
 fn go_back(vm: &RunningVm, snapshot: Snapshot, image: MemoryImage) -> Result<(), SnapshotError> {

@@ -14,7 +14,7 @@ use super::history::History;
 use super::manifest::{DiffRecord, DiskRecord, MEMORY, Manifest, MemoryRecord, STATE, now};
 use super::ranges::PageRanges;
 use super::{SnapshotError, format, memory_file};
-use crate::config::{ByteSize, VmConfig};
+use crate::config::{ByteSize, DiskConfig, VmConfig};
 use crate::lifecycle::Stop;
 use crate::state::VmState;
 use crate::vcpu::features::CpuFeatures;
@@ -66,6 +66,8 @@ pub fn take(vm: &RunningVm, options: &SnapshotOptions) -> Result<Taken, Snapshot
     let file = memory_file::create(&partial.file(MEMORY), config.memory().0).map_err(failed("memory"))?;
     let mut history = vm.history();
     history.record(vm)?;
+    // Most of what has to reach the disk does so while the guest still runs.
+    vm.settle_disks().map_err(failed("disks"))?;
 
     let paused = Instant::now();
     vm.pause()?;
@@ -96,7 +98,8 @@ pub fn take(vm: &RunningVm, options: &SnapshotOptions) -> Result<Taken, Snapshot
     })
 }
 
-fn absolute(config: &VmConfig) -> Result<VmConfig, SnapshotError> {
+/// The configuration as it is anywhere.
+pub(super) fn absolute(config: &VmConfig) -> Result<VmConfig, SnapshotError> {
     config
         .clone()
         .with_absolute_paths()
@@ -111,6 +114,8 @@ fn freeze(
     config: &VmConfig,
     file: &File,
 ) -> Result<Frost, SnapshotError> {
+    // Later would be a change to an overlay since the snapshot.
+    vm.settle_disks().map_err(failed("disks"))?;
     let start = Instant::now();
     let state = vm.save()?;
     let disks = DiskRecord::of_all(config)?;
@@ -170,8 +175,8 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> SnapshotError {
 
 /// What the guest takes for written is on its disks before there is a snapshot that relies on it.
 fn flush_disks(config: &VmConfig) -> Result<(), SnapshotError> {
-    for disk in config.disks.iter().filter(|disk| !disk.readonly) {
-        let flushed = File::open(&disk.path).and_then(|image| image.sync_data());
+    for file in config.disks.iter().filter_map(DiskConfig::written) {
+        let flushed = File::open(file).and_then(|image| image.sync_data());
         flushed.map_err(failed("disks"))?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! `blk-check`: writes a pattern to a block device and reads it back; or only reads, in another run.
+//! `blk-check`: writes a pattern to a block device and reads it back; or only reads, in another run or another round.
 
 use alloc::format;
 use alloc::vec;
@@ -13,7 +13,7 @@ use virtio_drivers::transport::mmio::MmioTransport;
 use crate::device::{self, kind};
 use crate::failure::{Failure, Outcome};
 use crate::hal::Identity;
-use crate::println;
+use crate::{println, serial};
 
 type Disk = VirtIOBlk<Identity, MmioTransport<'static>>;
 
@@ -22,19 +22,16 @@ struct Check {
     first: usize,
     sectors: usize,
     seed: u64,
+    writes: bool,
 }
 
 /// Sectors for one request.
 const BATCH: usize = 128;
 
-/// Writes and flushes, unless `mode=read`; then compares, and prints a checksum of what was read.
+/// Checks as the command line says, and with `rounds=yes` as each line of input says, until one says `end`.
 pub fn run(arguments: &Arguments<'_>) -> Outcome {
-    let check = Check {
-        first: arguments.number("first")?.unwrap_or(0) as usize,
-        sectors: arguments.number("sectors")?.unwrap_or(64) as usize,
-        seed: arguments.number("seed")?.unwrap_or(1),
-    };
-    let write = arguments.choice("mode", &[("write", true), ("read", false)], "write or read")?;
+    let check = Check::new(arguments)?;
+    let goes_on = arguments.choice("rounds", &[("no", false), ("yes", true)], "yes or no")?;
     // Never taken down: the machine is switched off next.
     let mut disk = ManuallyDrop::new(Disk::new(device::transport(device::find(
         arguments,
@@ -48,18 +45,43 @@ pub fn run(arguments: &Arguments<'_>) -> Outcome {
         disk.readonly(),
         id[..length].escape_ascii()
     );
-    if write {
-        for (sector, pattern) in check.batches() {
-            disk.write_blocks(sector, &pattern)?;
-        }
-        disk.flush()?;
+    check.run(&mut disk)?;
+    if goes_on {
+        serial::listen();
     }
-    let sum = check.compare(&mut disk)?;
-    println!("sectors={} checksum={sum:016x}", check.sectors);
+    while goes_on {
+        let line = serial::read_line();
+        if line == "end" {
+            break;
+        }
+        Check::new(&Arguments::new(&line))?.run(&mut disk)?;
+    }
     Ok(())
 }
 
 impl Check {
+    fn new(arguments: &Arguments<'_>) -> Outcome<Self> {
+        Ok(Self {
+            first: arguments.number("first")?.unwrap_or(0) as usize,
+            sectors: arguments.number("sectors")?.unwrap_or(64) as usize,
+            seed: arguments.number("seed")?.unwrap_or(1),
+            writes: arguments.choice("mode", &[("write", true), ("read", false)], "write or read")?,
+        })
+    }
+
+    /// Writes and flushes, unless it is only to read; then compares, and prints a checksum of what was read.
+    fn run(&self, disk: &mut Disk) -> Outcome {
+        if self.writes {
+            for (sector, pattern) in self.batches() {
+                disk.write_blocks(sector, &pattern)?;
+            }
+            disk.flush()?;
+        }
+        let sum = self.compare(disk)?;
+        println!("sectors={} checksum={sum:016x}", self.sectors);
+        Ok(())
+    }
+
     /// The pattern in batches, each with its first sector.
     fn batches(&self) -> impl Iterator<Item = (usize, Vec<u8>)> {
         let end = self.first + self.sectors;
