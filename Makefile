@@ -18,12 +18,12 @@ PACKAGES += cargo-web rustc-web rustfmt-web rust-web-clippy
 endif
 # What builds and packs the guest.
 GUEST_PACKAGES := make flex bison bc libelf-dev libssl-dev xz-utils cpio kmod busybox-static linux-source-6.1
-# What tests make disks' file systems with, and check them.
-TEST_PACKAGES := e2fsprogs iproute2 passt
+# What tests make disks' file systems with, and check them; networks; and golden snapshots.
+TEST_PACKAGES := e2fsprogs iproute2 passt xz-utils
 # What `make bench` measures with: a disk and a network without a VM, and system calls.
 BENCH_PACKAGES := fio iproute2 linux-perf
 
-.PHONY: help deps guest-deps guest build run test bench fuzz lint deny clean
+.PHONY: help deps guest-deps guest build run test golden bench fuzz lint deny clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -69,6 +69,9 @@ test: guest
 	@guest-images/build checks
 	cargo test --workspace --locked -- --test-threads=$(TEST_THREADS)
 endif
+
+golden: guest ## take the snapshots of the current format that tests restore for ever, before a release (docs/snapshots.md)
+	cargo test -p posada-tests --test golden --locked -- --ignored
 
 bench: guest build ## measure: a table, each figure beside its floor
 	$(call install,$(BENCH_PACKAGES))
