@@ -3,6 +3,7 @@
 pub mod ended;
 pub mod guest;
 pub mod images;
+pub mod memory_handler;
 pub mod network;
 pub mod payload;
 pub mod posada;

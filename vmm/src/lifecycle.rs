@@ -26,6 +26,8 @@ pub enum Stop {
     Panic,
     /// The guest cannot go on: which vCPU, what and where.
     Crash(String),
+    /// Nobody serves the guest's memory any more: why.
+    MemoryLost(String),
     /// The user ended it.
     Ended,
 }

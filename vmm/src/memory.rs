@@ -38,8 +38,14 @@ pub enum MemoryError {
 /// The pages come when they are first touched, as huge pages where the host has them: a first touch is then
 /// forty times cheaper. None of it goes into a core dump of the VMM.
 pub fn map(size: ByteSize) -> Result<GuestMemory, MemoryError> {
-    let memory = map_regions(size.0, |base, len, _| map_region(base, len))?;
+    let memory = map_by_pages(size)?;
     advise(&memory, libc::MADV_HUGEPAGE);
+    Ok(memory)
+}
+
+/// Maps `size` bytes of guest memory as [`map`] does, each page of which is there on its own.
+pub(crate) fn map_by_pages(size: ByteSize) -> Result<GuestMemory, MemoryError> {
+    let memory = map_regions(size.0, |base, len, _| map_region(base, len))?;
     keep_out_of_dumps(&memory);
     Ok(memory)
 }

@@ -190,6 +190,11 @@ impl RunningVm {
         &self.parts.room
     }
 
+    /// Whether it runs, shared with who may end it.
+    pub fn lifecycle(&self) -> &Arc<Lifecycle> {
+        &self.parts.lifecycle
+    }
+
     /// Becomes readable when the machine has stopped.
     pub fn stopped(&self) -> &EventFd {
         self.parts.lifecycle.stopped()

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use nix::unistd::{dup2_stderr, dup2_stdout};
 use tracing::info;
 use vmm::config::{Overrides, VmConfig};
-use vmm::console;
+use vmm::console::{self, End};
 use vmm::control::Control;
 use vmm::error::Error;
+use vmm::lifecycle::Stop;
 use vmm::runtime::{GuestDirectory, RuntimeError};
 use vmm::snapshot::Snapshot;
 use vmm::vm::RunningVm;
@@ -102,7 +103,9 @@ impl Hosted {
             self.announce()?;
         }
         let end = console::attend(&vm)?;
-        if let Some(control) = control {
+        // A thread that waits for memory that nobody serves does not end what it has begun.
+        let stuck = matches!(end, End::Stopped(Stop::MemoryLost(_)));
+        if let Some(control) = control.filter(|_| !stuck) {
             control.finish();
         }
         report(vm.config().name(), &end);

@@ -148,7 +148,9 @@ fn start_log(verbose: u8) {
 /// A crash is always told; how else a guest ended only to a person, who sees no exit status.
 fn report(name: &str, end: &End) {
     match end {
-        End::Stopped(Stop::Crash(what)) => say(format_args!("posada: {name} crashed: {what}")),
+        End::Stopped(Stop::Crash(what) | Stop::MemoryLost(what)) => {
+            say(format_args!("posada: {name} crashed: {what}"))
+        }
         End::Stopped(Stop::Panic) => say(format_args!("posada: {name} crashed: its kernel panicked")),
         End::Stopped(_) | End::Signal(_) if !console::is_interactive() => {}
         End::Stopped(Stop::PowerOff) => say(format_args!("posada: {name} powered off")),
@@ -161,7 +163,7 @@ fn report(name: &str, end: &End) {
 fn finish(end: &End) -> ! {
     let status = match end {
         End::Stopped(Stop::PowerOff | Stop::Reset | Stop::Ended) => 0,
-        End::Stopped(Stop::Panic | Stop::Crash(_)) => GUEST_CRASHED,
+        End::Stopped(Stop::Panic | Stop::Crash(_) | Stop::MemoryLost(_)) => GUEST_CRASHED,
         End::Signal(signal) => SIGNALLED + *signal as u8,
     };
     process::exit(status.into())

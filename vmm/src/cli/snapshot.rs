@@ -8,7 +8,7 @@ use clap::{ArgAction, Args};
 use vmm::config::Overrides;
 use vmm::console;
 use vmm::control::{self, Answer, Request};
-use vmm::snapshot::{Prefault, Snapshot, SnapshotOptions};
+use vmm::snapshot::{MemoryFrom, Prefault, Snapshot, SnapshotOptions};
 
 use super::guest::Hosted;
 use super::{Failure, background, print_json, say, start_log};
@@ -23,6 +23,7 @@ pub const RESTORE_EXAMPLES: &str = "\
 Examples:
   posada restore /srv/web.1
   posada restore /srv/web.1 --name web-b --disk root=b.img --net tap0=tap1
+  posada restore /srv/web.1 --memory-from pages.sock    another process has its memory
 ";
 
 pub const REWIND_EXAMPLES: &str = "\
@@ -60,6 +61,10 @@ pub struct Restore {
     /// What of the guest's memory to read before it runs
     #[arg(long, value_name = "WHAT", default_value = "none")]
     prefault: Prefault,
+    /// Unix socket of a process that serves the guest's memory by userfaultfd, as Firecracker's handlers do: the snapshot's own file of
+    /// it is not read
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["prefault", "verify"])]
+    memory_from: Option<PathBuf>,
     /// Check every byte of the snapshot before anything runs
     #[arg(long)]
     verify: bool,
@@ -130,7 +135,11 @@ impl Restore {
             true => Box::new(hosted.console_file()?),
             false => Box::new(console::output()?),
         };
-        let vm = snapshot.restore(&config, self.prefault, console)?;
+        let memory = match self.memory_from {
+            Some(socket) => MemoryFrom::Handler(socket),
+            None => MemoryFrom::Snapshot(self.prefault),
+        };
+        let vm = snapshot.restore(config, memory, console)?;
         if self.background {
             background::wait_to_go()?;
         }

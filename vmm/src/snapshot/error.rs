@@ -10,6 +10,7 @@ use super::format::FormatError;
 use super::frozen::FrozenError;
 use super::image::MAX_DIFFS;
 use super::memory_file::MemoryFileError;
+use super::served::ServedError;
 use crate::error::Error as VmError;
 use crate::state::LoadError;
 use crate::vcpu::RequestError;
@@ -45,6 +46,9 @@ pub enum SnapshotError {
     /// Its memory cannot be used.
     #[error(transparent)]
     Memory(#[from] MemoryFileError),
+    /// Another process does not serve its memory.
+    #[error(transparent)]
+    Served(#[from] ServedError),
     /// No diff without something that it is one to.
     #[error(
         "there is no snapshot of this guest to take a diff against: take a full one first, without --diff"

@@ -1,12 +1,14 @@
 //! What a machine has to do with snapshots: the one that its memory is mapped from, the last one, and what has changed since.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::SnapshotError;
 use super::image::{MAX_DIFFS, MAX_RUNS, MemoryImage};
 use super::manifest::DiffRecord;
 use super::pages;
 use super::ranges::PageRanges;
+use super::served::{self, Handler};
 use crate::dirty_log;
 use crate::error::{Doing, Error};
 use crate::vm::RunningVm;
@@ -18,8 +20,17 @@ pub struct History {
     mapped: Option<MemoryImage>,
     /// The last snapshot that was taken of the machine, or that it was made from or taken back to.
     last: Option<Last>,
+    /// Who serves the guest's memory, as long as some of it is only there.
+    served: Option<Served>,
     /// Whether KVM and the devices record what is written.
     recording: bool,
+}
+
+/// Memory that another process serves.
+struct Served {
+    by: Arc<Handler>,
+    /// All of it has been: what is missing has been dropped since.
+    whole: bool,
 }
 
 /// What the next diff goes by.
@@ -49,6 +60,27 @@ impl History {
             changed: Changed::Unmapped,
         });
         self.mapped = Some(image);
+        if let Some(served) = self.served.take() {
+            served.by.release();
+        }
+    }
+
+    /// The machine's memory is not mapped from anything: `handler` serves it.
+    pub fn is_served(&mut self, by: Arc<Handler>) {
+        self.served = Some(Served { by, whole: false });
+    }
+
+    /// Has all of the machine's memory in this process, if another serves it. While the guest runs: a child that writes the memory
+    /// down finds zeros where something is missing.
+    ///
+    /// # Errors
+    /// The kernel does not fetch it.
+    pub fn fetch(&mut self, vm: &RunningVm) -> Result<(), Error> {
+        if let Some(served) = self.served.as_mut().filter(|served| !served.whole) {
+            served::fetch_all(vm.memory()).doing("fetch the guest's memory")?;
+            served.whole = true;
+        }
+        Ok(())
     }
 
     /// What the machine's memory is mapped from.

@@ -235,18 +235,29 @@ fn drop_pages(memory: &GuestMemory, dropped: &PageRanges) -> io::Result<()> {
 /// # Errors
 /// The file cannot be read.
 pub fn prefault(memory: &GuestMemory, pages: &PageRanges) -> io::Result<()> {
+    match populate(memory, pages) {
+        // Linux before 5.14 reads ahead, and leaves the mapping to the first touch.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            advise(memory, pages, libc::MADV_WILLNEED)
+        }
+        result => result,
+    }
+}
+
+/// Has `pages` of `memory` there when it returns, wherever they come from. Not on Linux before 5.14.
+pub(super) fn populate(memory: &GuestMemory, pages: &PageRanges) -> io::Result<()> {
+    advise(memory, pages, libc::MADV_POPULATE_READ)
+}
+
+/// Gives an advice that does not change what is in memory.
+fn advise(memory: &GuestMemory, pages: &PageRanges, advice: c_int) -> io::Result<()> {
     for (host, _, len) in pages::parts(memory, pages) {
-        let advise = |advice| {
-            // SAFETY: the range is part of a region of guest memory, and neither advice changes what it holds.
-            match unsafe { libc::madvise(host.cast(), len as usize, advice) } {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
+        // SAFETY: the range is part of a region of guest memory, and no advice that is given here changes what it holds.
+        while unsafe { libc::madvise(host.cast(), len as usize, advice) } != 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
             }
-        };
-        match advise(libc::MADV_POPULATE_READ) {
-            // Linux before 5.14 reads ahead, and leaves the mapping to the first touch.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => advise(libc::MADV_WILLNEED)?,
-            result => result?,
         }
     }
     Ok(())

@@ -21,14 +21,17 @@ mod own_disks;
 pub mod pages;
 pub mod ranges;
 mod restore;
+mod served;
 mod take;
 #[cfg(test)]
 mod testing;
+mod uffd;
 mod working_set;
 mod write;
 
 pub use error::SnapshotError;
 pub use history::History;
 pub use manifest::{DiskRecord, Manifest};
-pub use restore::{Prefault, Rewound, Snapshot, rewind};
+pub use restore::{MemoryFrom, Prefault, Rewound, Snapshot, rewind};
+pub use served::ServedError;
 pub use take::{SnapshotOptions, Taken, take};

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::{self, Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -10,11 +11,13 @@ use super::image::{self, MAX_DIFFS, MemoryImage};
 use super::manifest::{DiffRecord, DiskRecord, MEMORY, Manifest, MemoryRecord, STATE};
 use super::memory_file::MemoryFile;
 use super::ranges::PageRanges;
+use super::served::Handler;
 use super::take::absolute;
 use super::{SnapshotError, format, working_set};
-use crate::config::{DiskConfig, VmConfig};
+use crate::config::{ByteSize, DiskConfig, VmConfig};
 use crate::error::{Doing, Error as VmError};
 use crate::lifecycle::Stop;
+use crate::memory::{self, GuestMemory};
 use crate::vm::{RunningVm, Vm};
 
 /// What of a guest's memory to read before the guest runs.
@@ -27,6 +30,15 @@ pub enum Prefault {
     WorkingSet,
     /// Everything.
     All,
+}
+
+/// Where a restored guest's memory comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemoryFrom {
+    /// The snapshot's own files.
+    Snapshot(Prefault),
+    /// The process that listens at this socket.
+    Handler(PathBuf),
 }
 
 /// What going back took.
@@ -119,6 +131,18 @@ impl Snapshot {
     /// The machine cannot be built, or something is not what the guest remembers.
     pub fn restore(
         self,
+        config: VmConfig,
+        memory: MemoryFrom,
+        console: Box<dyn Write + Send>,
+    ) -> Result<RunningVm, SnapshotError> {
+        match memory {
+            MemoryFrom::Snapshot(prefault) => self.restore_mapped(&config, prefault, console),
+            MemoryFrom::Handler(socket) => self.restore_served(config, &socket, console),
+        }
+    }
+
+    fn restore_mapped(
+        self,
         config: &VmConfig,
         prefault: Prefault,
         console: Box<dyn Write + Send>,
@@ -133,6 +157,33 @@ impl Snapshot {
                 image::prefault(&memory, &everything).doing("read the snapshot's memory")?;
             }
         }
+        let (directory, id) = (self.directory.clone(), self.manifest.id);
+        let vm = self.build(config, memory, console)?;
+        vm.history().goes_on_from(directory, id, image);
+        Ok(vm)
+    }
+
+    fn restore_served(
+        self,
+        config: VmConfig,
+        socket: &Path,
+        console: Box<dyn Write + Send>,
+    ) -> Result<RunningVm, SnapshotError> {
+        let memory = memory::map_by_pages(ByteSize(self.manifest.memory.bytes)).map_err(VmError::from)?;
+        let handler = Arc::new(Handler::connect(socket, &memory)?);
+        let vm = handler.serves(move || self.build(&config, memory, console))??;
+        handler.watch(&vm)?;
+        vm.history().is_served(handler);
+        Ok(vm)
+    }
+
+    /// Builds the machine around `memory`, as it was.
+    fn build(
+        self,
+        config: &VmConfig,
+        memory: GuestMemory,
+        console: Box<dyn Write + Send>,
+    ) -> Result<RunningVm, SnapshotError> {
         let vm = Vm::rebuild(config, || Ok(memory), console)?.start();
         if let Some(why) = self.manifest.cpu.lacking(&vm.cpu_features()?) {
             return Err(SnapshotError::Cpu(why));
@@ -145,7 +196,6 @@ impl Snapshot {
                 .try_for_each(DiskRecord::check)?;
         }
         vm.load(self.manifest.vm)?;
-        vm.history().goes_on_from(self.directory, self.manifest.id, image);
         Ok(vm)
     }
 }

@@ -65,6 +65,9 @@ pub fn take(vm: &RunningVm, options: &SnapshotOptions) -> Result<Taken, Snapshot
     let config = absolute(vm.config())?;
     let file = memory_file::create(&partial.file(MEMORY), config.memory().0).map_err(failed("memory"))?;
     let mut history = vm.history();
+    if !options.diff {
+        history.fetch(vm)?;
+    }
     history.record(vm)?;
     // Most of what has to reach the disk does so while the guest still runs.
     vm.settle_disks().map_err(failed("disks"))?;

@@ -1,0 +1,229 @@
+//! Restored guests whose memory another process serves.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::sys::signal::Signal;
+use posada_tests::{Ended, Guest, Running, posada};
+use vmm_sys_util::tempdir::TempDir;
+
+const PAGE: usize = 4096;
+/// What the guest has used before its snapshot.
+const TOUCHED: u64 = 16 << 20;
+
+/// A snapshot of a bare guest, and a socket at which its memory is served.
+struct Story {
+    name: String,
+    directory: TempDir,
+}
+
+impl Story {
+    /// The guest has run until it said `ready`.
+    fn of(guest: Guest, ready: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let story = Self {
+            name: format!("served-{}-{number}", std::process::id()),
+            directory: TempDir::new().unwrap(),
+        };
+        let mut guest = guest.named(&story.name).start();
+        guest.wait_for(ready);
+        story.ask("snapshot", "s", &["--stop"]).expect_status(0);
+        guest.wait().expect_status(0);
+        story
+    }
+
+    fn of_a_counting_guest() -> Self {
+        let guest = Guest::bare(&format!("program=count touch={TOUCHED}"));
+        Self::of(guest, "count 1\n")
+    }
+
+    fn place(&self, name: &str) -> PathBuf {
+        self.directory.as_path().join(name)
+    }
+
+    fn ask(&self, verb: &str, snapshot: &str, arguments: &[&str]) -> Ended {
+        let place = self.place(snapshot);
+        let mut command = vec![verb, &self.name, place.to_str().unwrap()];
+        command.extend(arguments);
+        posada(&command)
+    }
+
+    /// A process that serves the memory, at most so many pages of it.
+    fn handler(&self, pages: u64) -> Running {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_serve-memory"));
+        command
+            .args([self.place("socket"), self.place("s").join("memory")])
+            .arg(pages.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut handler = Running::of(command);
+        handler.wait_for("listening\n");
+        handler
+    }
+
+    fn served(&self) -> Guest {
+        Guest::restored(&self.place("s"))
+            .named(&self.name)
+            .arg("--memory-from")
+            .arg(self.place("socket"))
+    }
+
+    /// The guest, which counts on to 2.
+    fn start(&self) -> Running {
+        let mut guest = self.served().start();
+        guest.send("\n");
+        guest.wait_for("count 2\n");
+        guest
+    }
+}
+
+/// What a handler says when it is not needed any more: the pages that it has served, that it has served as zeros, and that the
+/// guest has dropped.
+fn figures(handler: Running) -> [u64; 3] {
+    let console = handler.wait().expect_status(0).console();
+    let figure = |name: &str| {
+        let word = console
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix(name));
+        word.expect("the handler's figures").parse().unwrap()
+    };
+    [figure("served="), figure("zeros="), figure("dropped=")]
+}
+
+fn end(guest: Running) {
+    guest.signal(Signal::SIGTERM);
+    guest.wait();
+}
+
+#[test]
+fn a_guest_is_given_the_pages_that_it_touches_and_no_others() {
+    let story = Story::of_a_counting_guest();
+    let handler = story.handler(u64::MAX);
+    let mut guest = story.start();
+    guest.send("\n");
+    guest.wait_for("count 3\n");
+    end(guest);
+    let [served, zeros, dropped] = figures(handler);
+    assert!(0 < served && served < TOUCHED / PAGE as u64, "{served}");
+    assert_eq!((zeros, dropped), (0, 0));
+}
+
+#[test]
+fn a_snapshot_of_such_a_guest_has_what_it_never_touched() {
+    let story = Story::of_a_counting_guest();
+    let handler = story.handler(u64::MAX);
+    let guest = story.start();
+    story
+        .ask("snapshot", "early", &["--diff"])
+        .expect_refusal(1, &["take a full one first"]);
+    story.ask("snapshot", "t", &["--stop"]).expect_status(0);
+    guest.wait().expect_status(0);
+    let [served, ..] = figures(handler);
+    let [before, after] =
+        ["s", "t"].map(|snapshot| fs::File::open(story.place(snapshot).join("memory")).unwrap());
+    let pages = before.metadata().unwrap().len() / PAGE as u64;
+    assert_eq!(served, pages, "each page is served once");
+    let differs = |page: &u64| {
+        let read = |file: &fs::File| {
+            let mut bytes = [0; PAGE];
+            file.read_exact_at(&mut bytes, page * PAGE as u64).unwrap();
+            bytes
+        };
+        read(&before) != read(&after)
+    };
+    let different = (0..pages).filter(differs).count();
+    assert!(0 < different && different < 100, "{different} of {pages} pages");
+    let mut guest = Guest::restored(&story.place("t")).arg("--verify").start();
+    guest.send("\n");
+    guest.wait_for("count 3\n");
+}
+
+#[test]
+fn a_guest_that_goes_back_has_its_memory_from_the_snapshot_and_needs_the_handler_no_more() {
+    let story = Story::of_a_counting_guest();
+    let handler = story.handler(u64::MAX);
+    let mut guest = story.start();
+    story.ask("rewind", "s", &[]).expect_status(0);
+    figures(handler);
+    for number in 2..5 {
+        guest.send("\n");
+        guest.wait_for(&format!("count {number}\n"));
+    }
+    assert_eq!(guest.messages(), "");
+    end(guest);
+}
+
+#[test]
+fn a_guest_whose_handler_dies_ends_and_says_why() {
+    let story = Story::of_a_counting_guest();
+    let handler = story.handler(u64::MAX);
+    let guest = story.start();
+    handler.signal(Signal::SIGKILL);
+    let ended = guest.wait().expect_status(3);
+    let messages = ended.messages();
+    assert!(
+        messages.contains("crashed: the process that serves"),
+        "{messages}"
+    );
+    assert!(messages.contains("/socket' has ended"), "{messages}");
+    assert_eq!(messages.matches('\n').count(), 1, "{messages}");
+    handler.wait();
+}
+
+#[test]
+fn a_guest_whose_handler_dies_before_it_runs_is_refused() {
+    let story = Story::of_a_counting_guest();
+    let handler = story.handler(0);
+    let guest = story.served().start();
+    figures(handler);
+    guest
+        .wait()
+        .expect_refusal(1, &["the process that serves", "/socket' has ended"]);
+}
+
+#[test]
+fn where_nobody_serves_memory_the_guest_is_refused() {
+    let story = Story::of_a_counting_guest();
+    let refused = |named: &[&str]| story.served().run().expect_refusal(1, named);
+    refused(&["/socket", "No such file"]);
+    fs::write(story.place("socket"), "").unwrap();
+    refused(&["/socket' is no Unix socket"]);
+    fs::remove_file(story.place("socket")).unwrap();
+    drop(UnixListener::bind(story.place("socket")).unwrap());
+    refused(&["/socket", "Connection refused"]);
+    let ended = story.served().arg("--prefault").arg("all").run().expect_status(2);
+    assert!(
+        ended.messages().contains("cannot be used with"),
+        "{}",
+        ended.messages()
+    );
+}
+
+/// The handler hears of what is in the balloon, and does not bring it back as the snapshot has it.
+#[test]
+fn what_goes_into_the_balloon_comes_back_as_zeros() {
+    const HANDED_OVER: u64 = 8 << 20;
+    let guest = Guest::bare("program=balloon size=8M by=list")
+        .arg("--balloon")
+        .arg("size=8M");
+    let story = Story::of(guest, "used: 8388608 bytes\n");
+    let handler = story.handler(u64::MAX);
+    let mut guest = story.served().start();
+    guest.send("\n");
+    guest.wait_for("handed over: 8388608 bytes\n");
+    guest.send("\n");
+    guest.wait_for("taken back: 8388608 bytes\n");
+    guest.wait().expect_status(0);
+    let [_, zeros, dropped] = figures(handler);
+    let pages = HANDED_OVER / PAGE as u64;
+    assert!(
+        dropped >= pages && zeros >= pages,
+        "{dropped} dropped, {zeros} zeros"
+    );
+}

@@ -1,0 +1,325 @@
+//! Guest memory that another process serves: the handshake with it, which is Firecracker's, and what happens when it ends.
+//!
+//! posada connects to the process's socket and sends one message: where the guest's regions are, as JSON, and with it the descriptor of
+//! a userfaultfd(2) in which they are registered. From then on whoever touches a page that is not there (a vCPU, KVM, a device) waits
+//! until the process has put it there. posada keeps a copy of the descriptor, without which the kernel would fill what is
+//! missing with zeros when the process dies; so it has to find out, and ends the guest: nothing else can be right.
+
+use std::fs;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Serialize;
+use thiserror::Error;
+use tracing::{error, warn};
+use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use super::image;
+use super::ranges::{PAGE_SIZE, PageRanges};
+use super::uffd::{Uffd, UffdError};
+use crate::lifecycle::Stop;
+use crate::memory::GuestMemory;
+use crate::vm::RunningVm;
+
+/// How long it may take until a guest has what it needs to run.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A process that dies closes its connection a moment before it is gone.
+const LAST_BREATH: Duration = Duration::from_secs(2);
+
+/// Why memory is not served.
+#[derive(Debug, Error)]
+pub enum ServedError {
+    /// The host does not do it.
+    #[error(transparent)]
+    Uffd(#[from] UffdError),
+    /// The wrong file was named.
+    #[error("'{path}' is no Unix socket: name the one of the process that serves the guest's memory", path = .0.display())]
+    NotASocket(PathBuf),
+    /// Nobody listens.
+    #[error(
+        "cannot reach the process that serves the guest's memory at '{path}': {source}; start it first",
+        path = path.display()
+    )]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It is not there any more.
+    #[error("the process that serves the guest's memory at '{path}' has ended, and the guest needs more of it", path = .0.display())]
+    Gone(PathBuf),
+    /// It has accepted, or not even that.
+    #[error("the process at '{path}' does not serve the guest's memory: nothing came for {limit:?}", path = path.display())]
+    Mute {
+        /// The socket.
+        path: PathBuf,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The host refuses something.
+    #[error("cannot have the guest's memory served: {0}")]
+    Refused(#[from] io::Error),
+}
+
+/// Where a region of guest memory is, as Firecracker has it.
+#[derive(Serialize)]
+struct Mapping {
+    /// In posada's address space, in which faults are told of.
+    base_host_virt_addr: u64,
+    size: u64,
+    /// In the snapshot's memory file.
+    offset: u64,
+    page_size: u64,
+    /// The same, in bytes in spite of its name, for handlers that know only this one.
+    page_size_kib: u64,
+}
+
+/// The process that serves a guest's memory.
+#[derive(Debug)]
+pub struct Handler {
+    socket: PathBuf,
+    connection: UnixStream,
+    /// Readable when the process is gone. None for one of a PID namespace that this process does not see.
+    process: Option<OwnedFd>,
+    /// The copy that makes the kernel wait and not fill in zeros.
+    _uffd: Uffd,
+    hung_up: AtomicBool,
+    /// The guest does not need it any more.
+    released: AtomicBool,
+}
+
+/// What was waited for and came first.
+#[derive(Debug, PartialEq, Eq)]
+enum Waited {
+    /// The descriptor that was given is readable.
+    Readable,
+    /// There is nobody to serve memory any more.
+    Gone,
+    /// The time is over.
+    TimedOut,
+}
+
+impl Handler {
+    /// Hands `memory`, anonymous and not touched yet, to the process that listens at `socket`.
+    ///
+    /// # Errors
+    /// There is none, or the host does not do it.
+    pub fn connect(socket: &Path, memory: &GuestMemory) -> Result<Self, ServedError> {
+        let unreachable = |source| ServedError::Unreachable {
+            path: socket.to_owned(),
+            source,
+        };
+        if !fs::metadata(socket).map_err(unreachable)?.file_type().is_socket() {
+            return Err(ServedError::NotASocket(socket.to_owned()));
+        }
+        let connection = UnixStream::connect(socket).map_err(unreachable)?;
+        let uffd = Uffd::new()?;
+        for region in memory.iter() {
+            let start = region.as_ptr() as usize;
+            uffd.register(start..start + region.len() as usize)?;
+        }
+        let message = serde_json::to_vec(&mappings(memory)).map_err(io::Error::from)?;
+        // A few hundred bytes: the socket takes them at once.
+        connection
+            .send_with_fd(message.as_slice(), uffd.as_fd().as_raw_fd())
+            .map_err(|errno| unreachable(errno.into()))?;
+        Ok(Self {
+            socket: socket.to_owned(),
+            process: peer(&connection),
+            connection,
+            _uffd: uffd,
+            hung_up: AtomicBool::new(false),
+            released: AtomicBool::new(false),
+        })
+    }
+
+    /// Does `work`, which touches the memory, and gives up when nobody serves that any more. What waits for it then does so until
+    /// this process ends, and cannot be helped: to let go of it would be to let it read zeros.
+    ///
+    /// # Errors
+    /// The handler is gone, or does nothing.
+    pub fn serves<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ServedError> {
+        self.serves_within(PATIENCE, work)
+    }
+
+    fn serves_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ServedError> {
+        // Its end is told by the closing of `theirs`.
+        let (ours, theirs) = UnixStream::pair()?;
+        let (done, result) = mpsc::channel();
+        thread::Builder::new().name("restore".to_owned()).spawn(move || {
+            // Nobody takes the result of work that was given up.
+            let _ = done.send(work());
+            drop(theirs);
+        })?;
+        match self.wait(ours.as_fd(), Some(limit))? {
+            Waited::Readable => result
+                .recv()
+                .map_err(|_| io::Error::other("its thread has panicked").into()),
+            Waited::Gone => Err(self.gone()),
+            Waited::TimedOut => Err(ServedError::Mute {
+                path: self.socket.clone(),
+                limit,
+            }),
+        }
+    }
+
+    /// Ends `vm` when there is nobody to serve its memory any more.
+    ///
+    /// # Errors
+    /// There can be no thread.
+    pub fn watch(self: &Arc<Self>, vm: &RunningVm) -> Result<(), ServedError> {
+        let (handler, lifecycle) = (self.clone(), vm.lifecycle().clone());
+        let thread = thread::Builder::new().name("served".to_owned());
+        thread.spawn(move || {
+            // SAFETY: `lifecycle` keeps the descriptor open for as long as this closure runs.
+            let stopped = unsafe { BorrowedFd::borrow_raw(lifecycle.stopped().as_raw_fd()) };
+            match handler.wait(stopped, None) {
+                Ok(Waited::Gone) if !handler.released.load(Ordering::Acquire) => {
+                    lifecycle.stop(Stop::MemoryLost(handler.gone().to_string()));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    error!("nobody will know when the guest's memory is not served any more: {error}")
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    /// The guest's memory is all its own: the handler is let go.
+    pub fn release(&self) {
+        self.released.store(true, Ordering::Release);
+        // Fails if the other side has closed it already.
+        let _ = self.connection.shutdown(std::net::Shutdown::Both);
+    }
+
+    fn gone(&self) -> ServedError {
+        ServedError::Gone(self.socket.clone())
+    }
+
+    /// Waits until `other` is readable or closed, or the handler is gone.
+    ///
+    /// It is there while it keeps its connection, whichever of its processes does; but some for Firecracker do not keep it, so it is
+    /// also there while the process that listened is.
+    fn wait(&self, other: BorrowedFd<'_>, limit: Option<Duration>) -> io::Result<Waited> {
+        let connection = (self.connection.as_fd(), PollFlags::POLLHUP);
+        if !self.hung_up.load(Ordering::Relaxed) {
+            let waited = wait_for(other, connection, limit)?;
+            if waited != Waited::Gone {
+                return Ok(waited);
+            }
+        }
+        let Some(process) = &self.process else {
+            return Ok(Waited::Gone);
+        };
+        let process = (process.as_fd(), PollFlags::POLLIN);
+        if !self.hung_up.swap(true, Ordering::Relaxed) && !self.released.load(Ordering::Acquire) {
+            let waited = wait_for(other, process, Some(LAST_BREATH))?;
+            if waited != Waited::TimedOut {
+                return Ok(waited);
+            }
+            warn!(
+                "the process that serves the guest's memory at '{}' has closed its connection: if it has ceased to serve, the guest \
+                 stands still",
+                self.socket.display()
+            );
+        }
+        wait_for(other, process, limit)
+    }
+}
+
+/// Waits for `other` to be readable or closed, or for the `lifeline`'s event.
+fn wait_for(
+    other: BorrowedFd<'_>,
+    lifeline: (BorrowedFd<'_>, PollFlags),
+    limit: Option<Duration>,
+) -> io::Result<Waited> {
+    let timeout = limit.map_or(PollTimeout::NONE, |limit| {
+        PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX)
+    });
+    loop {
+        let mut fds = [
+            PollFd::new(other, PollFlags::POLLIN),
+            PollFd::new(lifeline.0, lifeline.1),
+        ];
+        match poll(&mut fds, timeout) {
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(0) => return Ok(Waited::TimedOut),
+            Ok(_) if fds[0].any().unwrap_or(true) => return Ok(Waited::Readable),
+            Ok(_) => return Ok(Waited::Gone),
+        }
+    }
+}
+
+fn mappings(memory: &GuestMemory) -> Vec<Mapping> {
+    let regions = memory.iter().scan(0, |next, region| {
+        let offset = *next;
+        *next += region.len();
+        Some(Mapping {
+            base_host_virt_addr: region.as_ptr() as u64,
+            size: region.len(),
+            offset,
+            page_size: PAGE_SIZE,
+            page_size_kib: PAGE_SIZE,
+        })
+    });
+    regions.collect()
+}
+
+/// The process that listened at the other end of `connection`.
+fn peer(connection: &UnixStream) -> Option<OwnedFd> {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = mem::size_of_val(&peer) as libc::socklen_t;
+    // SAFETY: `peer` has room for `len` bytes, which is what SO_PEERCRED gives (unix(7)).
+    let result = unsafe {
+        libc::getsockopt(
+            connection.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    if result != 0 || peer.pid <= 0 {
+        return None;
+    }
+    // SAFETY: takes numbers and no memory.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, peer.pid, 0) };
+    // SAFETY: where it is none, the kernel has just opened it for this process.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
+
+/// Has all of `memory` served: what is missing afterwards has been dropped by the guest since.
+///
+/// # Errors
+/// The kernel is older than Linux 5.14, or memory is short.
+pub fn fetch_all(memory: &GuestMemory) -> io::Result<()> {
+    image::populate(memory, &PageRanges::all(super::write::total(memory)))
+}
+
+#[cfg(test)]
+mod tests;
