@@ -10,9 +10,11 @@ pub mod posada;
 pub mod running;
 pub mod script;
 pub mod terminal;
+pub mod traveller;
 pub mod usage;
 
 pub use ended::Ended;
 pub use guest::{Guest, posada};
 pub use running::Running;
 pub use script::Script;
+pub use traveller::Traveller;

@@ -3,6 +3,7 @@
 mod balloon;
 mod blk_bench;
 mod blk_check;
+mod blk_renew;
 mod devices;
 mod generation;
 mod hostile;
@@ -32,7 +33,7 @@ struct Program {
 }
 
 /// All of them. Arguments in brackets have defaults.
-const PROGRAMS: [Program; 18] = [
+const PROGRAMS: [Program; 19] = [
     Program {
         name: "hello",
         help: "prints a line",
@@ -82,6 +83,11 @@ const PROGRAMS: [Program; 18] = [
         name: "blk-check",
         help: "writes a pattern, reads it back, flushes [first=0 sectors=64 seed=1 mode=write|read rounds=no|yes]",
         run: blk_check::run,
+    },
+    Program {
+        name: "blk-renew",
+        help: "reads what it wrote and writes anew, until there is a line of input [pieces=64 event-idx=yes|no]",
+        run: blk_renew::run,
     },
     Program {
         name: "blk-bench",

@@ -90,11 +90,16 @@ pub fn listen() {
     }
 }
 
+/// Whether input has come that nobody has read.
+pub fn has_input() -> bool {
+    ports::read(LINE_STATUS) & DATA_READY != 0
+}
+
 /// Waits for a byte of input, halted.
 fn read() -> u8 {
     loop {
         let seen = interrupts::seen();
-        if ports::read(LINE_STATUS) & DATA_READY != 0 {
+        if has_input() {
             return ports::read(DATA);
         }
         interrupts::wait(seen);

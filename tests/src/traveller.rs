@@ -1,0 +1,92 @@
+//! A guest that is moved from process to process by snapshots.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use vmm_sys_util::tempdir::TempDir;
+
+use crate::{Ended, Guest, Running, posada};
+
+/// A guest with a name and a place for its snapshots.
+pub struct Traveller {
+    guest: Option<Running>,
+    name: String,
+    snapshots: TempDir,
+    taken: u32,
+}
+
+impl Traveller {
+    /// Starts the guest.
+    pub fn start(guest: Guest) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("traveller-{}-{number}", process::id());
+        Self {
+            guest: Some(guest.named(&name).start()),
+            name,
+            snapshots: TempDir::new().expect("a directory for temporary files"),
+            taken: 0,
+        }
+    }
+
+    /// The guest, in the process where it is now.
+    pub fn guest(&mut self) -> &mut Running {
+        self.guest.as_mut().expect("it is somewhere")
+    }
+
+    /// Takes a snapshot, after which the guest goes on.
+    #[track_caller]
+    pub fn snapshot(&mut self) {
+        self.take(&[]);
+    }
+
+    /// Takes a snapshot, with which the guest's process ends, and has the guest go on in a new one.
+    ///
+    /// # Panics
+    /// If the process does not end in good order, without a message.
+    #[track_caller]
+    pub fn move_on(&mut self) {
+        self.pack();
+        let restored = Guest::restored(&self.latest()).arg("--verify");
+        self.guest = Some(restored.named(&self.name).start());
+    }
+
+    /// Takes a snapshot, with which the guest's process ends; returns where it is.
+    #[track_caller]
+    pub fn pack(&mut self) -> PathBuf {
+        self.take(&["--stop"]);
+        let ended = self.guest.take().expect("it is somewhere").wait().expect_status(0);
+        assert_eq!(ended.messages(), "");
+        self.latest()
+    }
+
+    /// Waits for the guest's end.
+    #[track_caller]
+    pub fn wait(mut self) -> Ended {
+        self.guest.take().expect("it is somewhere").wait()
+    }
+
+    #[track_caller]
+    fn take(&mut self, arguments: &[&str]) {
+        let former = self.latest();
+        self.taken += 1;
+        let latest = self.latest();
+        let path = latest.to_str().expect("temporary files have plain names");
+        let command = [&["snapshot", &self.name, path], arguments].concat();
+        posada(&command).expect_status(0);
+        // The guest keeps what it has of the one that it came from.
+        if former.exists() {
+            remove(&former);
+        }
+    }
+
+    fn latest(&self) -> PathBuf {
+        self.snapshots.as_path().join(self.taken.to_string())
+    }
+}
+
+fn remove(snapshot: &Path) {
+    fs::remove_dir_all(snapshot).expect("a snapshot can be removed");
+}
