@@ -15,6 +15,8 @@ pub struct Traveller {
     name: String,
     snapshots: TempDir,
     taken: u32,
+    /// What the guest has printed in the processes where it was.
+    printed: Vec<u8>,
 }
 
 impl Traveller {
@@ -28,6 +30,7 @@ impl Traveller {
             name,
             snapshots: TempDir::new().expect("a directory for temporary files"),
             taken: 0,
+            printed: Vec::new(),
         }
     }
 
@@ -57,15 +60,20 @@ impl Traveller {
     #[track_caller]
     pub fn pack(&mut self) -> PathBuf {
         self.take(&["--stop"]);
-        let ended = self.guest.take().expect("it is somewhere").wait().expect_status(0);
+        let ended = self.guest.take().expect("it is somewhere").wait();
+        let ended = ended.expect_status(0);
         assert_eq!(ended.messages(), "");
+        self.printed.extend(&ended.stdout);
         self.latest()
     }
 
-    /// Waits for the guest's end.
+    /// Waits for the guest's end. Its console is what it has printed in all processes.
     #[track_caller]
     pub fn wait(mut self) -> Ended {
-        self.guest.take().expect("it is somewhere").wait()
+        let mut ended = self.guest.take().expect("it is somewhere").wait();
+        self.printed.append(&mut ended.stdout);
+        ended.stdout = self.printed;
+        ended
     }
 
     #[track_caller]

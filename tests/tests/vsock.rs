@@ -1,14 +1,15 @@
 //! Sockets between guest and host: many streams at once in both directions, and what a user does wrong.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::thread;
 
 use nix::sys::signal::Signal;
+use posada_tests::vsock::call;
 use posada_tests::{Guest, posada};
 use vmm_sys_util::tempdir::TempDir;
 
@@ -57,19 +58,6 @@ fn pattern(number: usize) -> &'static [u8] {
         (0..words).flat_map(&mut next).collect()
     });
     &bytes[number * APART..][..BYTES]
-}
-
-/// Connects to a port of the guest's, as users of Firecracker do.
-fn call(socket: &Path, port: u32) -> UnixStream {
-    let mut stream = UnixStream::connect(socket).expect("posada listens");
-    writeln!(stream, "CONNECT {port}").expect("posada reads");
-    let mut answer = String::new();
-    // Byte by byte, so that nothing behind the line is taken.
-    let mut reader = BufReader::with_capacity(1, &stream);
-    reader.read_line(&mut answer).expect("posada answers");
-    let host_port = answer.trim_end().strip_prefix("OK ").expect(&answer);
-    assert!(host_port.parse::<u32>().is_ok(), "{answer}");
-    stream
 }
 
 /// Sends `data`, and checks that the other side sends it back.

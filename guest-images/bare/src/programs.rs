@@ -111,7 +111,7 @@ const PROGRAMS: [Program; 19] = [
     },
     Program {
         name: "vsock-echo",
-        help: "sends back what connections bring [port=5000 connections=1]",
+        help: "sends back what connections bring [port=5000 connections=1 wait=poll|interrupt]",
         run: vsock_echo::run,
     },
     Program {

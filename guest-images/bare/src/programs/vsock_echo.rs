@@ -13,7 +13,7 @@ use virtio_drivers::transport::mmio::MmioTransport;
 use crate::device::{self, kind};
 use crate::failure::Outcome;
 use crate::hal::Identity;
-use crate::println;
+use crate::{interrupts, println};
 
 /// Bytes of a receive buffer, a packet's header included; of a packet to send; and of a stream that may wait to be sent back.
 const PACKET: usize = 16 << 10;
@@ -43,7 +43,12 @@ struct Echo {
 pub fn run(arguments: &Arguments<'_>) -> Outcome {
     let port = arguments.number("port")?.unwrap_or(5000) as u32;
     let connections = arguments.number("connections")?.unwrap_or(1);
-    let driver = VirtIOSocket::new(device::transport(device::find(arguments, kind::SOCKET)?)?)?;
+    let sleeps = arguments.choice("wait", &[("poll", false), ("interrupt", true)], "poll or interrupt")?;
+    let registers = device::find(arguments, kind::SOCKET)?;
+    let driver = VirtIOSocket::new(device::transport(registers)?)?;
+    if sleeps {
+        interrupts::enable(registers.place().irq, registers.place().base);
+    }
     let mut echo = Echo {
         // Never taken down: the machine is switched off next.
         sockets: ManuallyDrop::new(VsockConnectionManager::new_with_capacity(driver, WINDOW)),
@@ -55,21 +60,25 @@ pub fn run(arguments: &Arguments<'_>) -> Outcome {
     println!("listening: cid {} port {port}", echo.sockets.guest_cid());
     let mut ended = 0;
     while ended < connections {
-        echo.take_event()?;
-        echo.send_back()?;
+        let seen = interrupts::seen();
+        let busy = echo.take_event()? | echo.send_back()?;
         let before = echo.streams.len();
         echo.streams
             .retain(|stream| !(stream.ended && stream.pending.is_empty()));
         ended += (before - echo.streams.len()) as u64;
+        if sleeps && !busy && ended < connections {
+            interrupts::wait(seen);
+        }
     }
     println!("connections={ended} bytes={}", echo.bytes);
     Ok(())
 }
 
 impl Echo {
-    fn take_event(&mut self) -> Outcome {
+    /// Whether something has come.
+    fn take_event(&mut self) -> Outcome<bool> {
         let Some(event) = self.sockets.poll()? else {
-            return Ok(());
+            return Ok(false);
         };
         match event.event_type {
             VsockEventType::ConnectionRequest => self.streams.push(Stream {
@@ -96,14 +105,16 @@ impl Echo {
             }
             VsockEventType::Connected | VsockEventType::CreditRequest | VsockEventType::CreditUpdate => {}
         }
-        Ok(())
+        Ok(true)
     }
 
     fn stream(&mut self, peer: VsockAddr) -> Option<&mut Stream> {
         self.streams.iter_mut().find(|stream| stream.peer == peer)
     }
 
-    fn send_back(&mut self) -> Outcome {
+    /// Whether something has gone; what has not waits for an event.
+    fn send_back(&mut self) -> Outcome<bool> {
+        let mut gone = false;
         for stream in self.streams.iter_mut() {
             if stream.untold >= WINDOW as usize / 2 && stream.pending.len() < WINDOW as usize {
                 self.sockets.update_credit(stream.peer, self.port)?;
@@ -117,13 +128,16 @@ impl Echo {
                 .sockets
                 .send(stream.peer, self.port, &stream.pending[..count])
             {
-                Ok(()) => drop(stream.pending.drain(..count)),
+                Ok(()) => {
+                    stream.pending.drain(..count);
+                    gone = true;
+                }
                 // Its credit comes with a later event.
                 Err(virtio_drivers::Error::SocketDeviceError(SocketError::InsufficientBufferSpaceInPeer)) => {
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(())
+        Ok(gone)
     }
 }

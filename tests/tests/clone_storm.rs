@@ -1,0 +1,141 @@
+//! A storm of clones: hundreds of guests from one snapshot, some of them killed at any moment; the others do not notice, and nothing
+//! is left in the end.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use posada_tests::running::until;
+use posada_tests::{Ended, Guest, Moments, Traveller, guest, posada, vsock};
+use std::io::{Read, Write};
+
+const CLONES: u64 = 200;
+/// One of so many is killed.
+const KILLED: u64 = 10;
+
+/// Clones of one snapshot, numbered from 1.
+struct Storm {
+    snapshot: PathBuf,
+    name: String,
+}
+
+impl Storm {
+    fn begin(&self, count: u64) -> Ended {
+        let snapshot = self.snapshot.to_str().expect("temporary files have plain names");
+        posada(&["clone", snapshot, "--name", &self.name, "--count", &count.to_string()])
+    }
+
+    fn name(&self, number: u64) -> String {
+        format!("{}-{number}", self.name)
+    }
+
+    fn directory(&self, number: u64) -> PathBuf {
+        running().join(self.name(number))
+    }
+
+    /// The clone's process, once there is one.
+    fn process(&self, number: u64) -> Option<Pid> {
+        let lock = fs::read_to_string(self.directory(number).join("lock")).ok()?;
+        lock.trim().parse().ok().map(Pid::from_raw)
+    }
+
+    fn kill(&self, number: u64) -> Pid {
+        until("a clone's process is there", || self.process(number).is_some());
+        let process = self.process(number).expect("it does not go by itself");
+        kill(process, Signal::SIGKILL).expect("it can be killed");
+        process
+    }
+
+    /// Has the clone's guest send back a line.
+    fn converse(&self, number: u64) {
+        let mut stream = vsock::call(&self.directory(number).join("vsock.sock"), 5000);
+        let line = format!("are you {number}?");
+        stream.write_all(line.as_bytes()).expect("the guest reads");
+        let mut back = vec![0; line.len()];
+        stream.read_exact(&mut back).expect("the guest answers");
+        assert_eq!(back, line.as_bytes());
+    }
+
+    /// Ends the clone in good order, and waits until nothing of it is left.
+    fn end(&self, number: u64) {
+        let process = self.process(number).expect("it runs");
+        kill(process, Signal::SIGTERM).expect("it can be told");
+        until("a clone's process and directory are gone", || {
+            is_gone(process) && !self.directory(number).exists()
+        });
+    }
+
+    /// What there is of clones in the directory of running guests, and of their sockets in the kernel.
+    fn remains(&self) -> (usize, usize) {
+        let entries = fs::read_dir(running()).expect("the directory of running guests");
+        let mark = format!("{}-", self.name);
+        let names = entries.map(|entry| entry.expect("an entry").file_name());
+        let directories = names.filter(|name| name.to_string_lossy().starts_with(&mark)).count();
+        let sockets = fs::read_to_string("/proc/net/unix").expect("the kernel tells of sockets");
+        (directories, sockets.matches(&mark).count())
+    }
+}
+
+fn running() -> PathBuf {
+    guest::runtime_directory().join("posada")
+}
+
+/// Whether the process has ended; who has started it may not have asked for its status yet.
+fn is_gone(process: Pid) -> bool {
+    kill(process, None) == Err(Errno::ESRCH)
+        || fs::read(format!("/proc/{process}/cmdline")).is_ok_and(|arguments| arguments.is_empty())
+}
+
+/// Which clones are to die, in the order in which they do.
+fn victims() -> Vec<u64> {
+    let mut moments = Moments::of(200);
+    let mut victims: Vec<u64> = (0..CLONES / KILLED)
+        .map(|ten| ten * KILLED + moments.below(KILLED) + 1)
+        .collect();
+    // Some early, some late.
+    for last in (1..victims.len()).rev() {
+        victims.swap(last, moments.below(last as u64 + 1) as usize);
+    }
+    victims
+}
+
+#[test]
+fn of_two_hundred_clones_twenty_are_killed_and_the_others_answer_and_in_the_end_nothing_is_left() {
+    let place = Guest::bare("program=vsock-echo connections=1000 wait=interrupt").memory("16M");
+    let socket = posada_tests::guest::TempFile::new("here", "");
+    let mut template = Traveller::start(place.arg("--vsock").arg(socket.directory().join("v.sock")));
+    template.guest().wait_for("listening");
+    let storm = Storm {
+        snapshot: template.pack(),
+        name: format!("storm-{}", std::process::id()),
+    };
+    assert_eq!(storm.remains(), (0, 0));
+    let victims = victims();
+    let (early, late) = victims.split_at(victims.len() / 2);
+    // Half of them die while the clones are still being made.
+    let (ended, mut killed) = thread::scope(|scope| {
+        let killed = scope.spawn(|| early.iter().map(|number| storm.kill(*number)).collect::<Vec<_>>());
+        (storm.begin(CLONES), killed.join().expect("all are found"))
+    });
+    assert!(matches!(ended.status.code(), Some(0 | 1)), "{}", ended.status);
+    ended.expect_no_panic();
+    let console = ended.console();
+    let started: Vec<_> = console.lines().collect();
+    let survivors: Vec<u64> = (1..=CLONES).filter(|number| !victims.contains(number)).collect();
+    for number in survivors.iter().chain(late) {
+        assert!(started.contains(&storm.name(*number).as_str()), "{number}: {}", ended.messages());
+    }
+    // The other half dies while those that live answer.
+    thread::scope(|scope| {
+        let more = scope.spawn(|| late.iter().map(|number| storm.kill(*number)).collect::<Vec<_>>());
+        survivors.iter().for_each(|number| storm.converse(*number));
+        killed.extend(more.join().expect("all are found"));
+    });
+    killed.iter().for_each(|process| until("a killed clone is gone", || is_gone(*process)));
+    survivors.iter().for_each(|number| storm.converse(*number));
+    survivors.iter().for_each(|number| storm.end(*number));
+}

@@ -1,0 +1,221 @@
+//! Snapshots of guests in the middle of a conversation, at moments that nobody has chosen: TCP goes on in a new process; a stream
+//! through vsock lives on in a guest that goes on, and is reset in one that is restored.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+
+use bare_guest::numbers::{CHECKSUM_START, Random, checksum};
+use posada_tests::guest::TempFile;
+use posada_tests::network::{self, ip, make_tap};
+use posada_tests::{Guest, Moments, Traveller, vsock};
+
+const PIECE: usize = 64 << 10;
+/// Bytes of a stream in each direction, and snapshots while they go.
+const BYTES: usize = 16 << 20;
+const SNAPSHOTS: usize = 8;
+
+/// Tells when a stream has come to points that were chosen before.
+struct Progress {
+    points: std::vec::IntoIter<usize>,
+    next: Option<usize>,
+    told: Sender<()>,
+}
+
+impl Progress {
+    /// Tells as often as there are to be snapshots, before the last eighth of the stream.
+    fn of(seed: u64) -> (Self, Receiver<()>) {
+        let (told, hears) = channel();
+        let mut points = Moments::of(seed).points(SNAPSHOTS, BYTES / 8 * 7).into_iter();
+        let next = points.next();
+        (Self { points, next, told }, hears)
+    }
+
+    fn reached(&mut self, bytes: usize) {
+        while self.next.is_some_and(|point| point <= bytes) {
+            self.next = self.points.next();
+            // Nobody may want to hear of it any more.
+            let _ = self.told.send(());
+        }
+    }
+}
+
+/// Sends as many pseudo-random bytes, and returns their checksum.
+fn send(mut to: impl Write, seed: u64, mut progress: Progress) -> u64 {
+    let (mut random, mut sum, mut piece) = (Random::new(seed), CHECKSUM_START, vec![0; PIECE]);
+    for sent in (0..BYTES).step_by(PIECE) {
+        progress.reached(sent);
+        random.fill(&mut piece);
+        sum = checksum(sum, &piece);
+        to.write_all(&piece).expect("the stream takes everything");
+    }
+    sum
+}
+
+/// Takes all that comes, up to as many bytes, and returns how many there were and their checksum.
+fn take(from: impl Read, mut progress: Option<Progress>) -> (usize, u64) {
+    let (mut bytes, mut sum, mut piece) = (0, CHECKSUM_START, vec![0; PIECE]);
+    let mut from = from.take(BYTES as u64);
+    loop {
+        let count = from.read(&mut piece).expect("the stream goes on");
+        if count == 0 {
+            return (bytes, sum);
+        }
+        sum = checksum(sum, &piece[..count]);
+        bytes += count;
+        if let Some(progress) = &mut progress {
+            progress.reached(bytes);
+        }
+    }
+}
+
+/// What [`send`] makes of this seed.
+fn sum_of(seed: u64) -> u64 {
+    let (mut random, mut piece) = (Random::new(seed), vec![0; PIECE]);
+    (0..BYTES).step_by(PIECE).fold(CHECKSUM_START, |sum, _| {
+        random.fill(&mut piece);
+        checksum(sum, &piece)
+    })
+}
+
+#[test]
+fn a_tcp_transfer_goes_on_while_its_guest_moves_from_process_to_process() {
+    const HOST_SEED: u64 = 1;
+    const GUEST_SEED: u64 = 2;
+    network::isolate();
+    make_tap("t0");
+    ip("address add 10.9.0.1/24 dev t0");
+    let listener = TcpListener::bind("10.9.0.1:8000").expect("the namespace is empty");
+    let (sending, sent) = Progress::of(HOST_SEED);
+    let (taking, taken) = Progress::of(GUEST_SEED);
+    let host = thread::spawn(move || {
+        let (connection, _) = listener.accept().expect("the guest connects");
+        let sent = send(&connection, HOST_SEED, sending);
+        connection.shutdown(Shutdown::Write).expect("the guest is there");
+        (sent, take(&connection, Some(taking)))
+    });
+    let program = format!("program=tcp count={BYTES} seed={GUEST_SEED} hold=yes");
+    let guest = Guest::bare(&program).memory("16M").arg("--net=tap=t0");
+    let mut traveller = Traveller::start(guest);
+    for () in sent.into_iter().chain(taken) {
+        traveller.move_on();
+    }
+    let (sent, taken) = host.join().expect("the host has served");
+    assert_eq!(taken, (BYTES, sum_of(GUEST_SEED)));
+    traveller.guest().send("\n");
+    let ended = traveller.wait().expect_status(0);
+    assert_eq!(ended.messages(), "");
+    let received = format!("received={BYTES} checksum={sent:016x}");
+    assert!(ended.console().contains(&received), "not {received}");
+}
+
+/// A place for a guest's socket.
+fn place() -> TempFile {
+    let place = TempFile::new("v.sock", "");
+    fs::remove_file(place.path()).expect("only its place is wanted");
+    place
+}
+
+fn start(program: &str, socket: &TempFile) -> Traveller {
+    let guest = Guest::bare(program).memory("16M");
+    Traveller::start(guest.arg("--vsock").arg(socket.path()))
+}
+
+#[test]
+fn a_stream_of_the_hosts_lives_on_through_snapshots_of_a_guest_that_goes_on() {
+    const SEED: u64 = 3;
+    let socket = place();
+    let mut traveller = start("program=vsock-echo", &socket);
+    traveller.guest().wait_for("listening");
+    let stream = vsock::call(socket.path(), 5000);
+    let (progress, reached) = Progress::of(SEED);
+    let back = thread::scope(|scope| {
+        scope.spawn(|| send(&stream, SEED, progress));
+        let back = scope.spawn(|| take(&stream, None));
+        reached.into_iter().for_each(|()| traveller.snapshot());
+        back.join().expect("the guest sends it back")
+    });
+    assert_eq!(back, (BYTES, sum_of(SEED)));
+    drop(stream);
+    let ended = traveller.wait().expect_status(0);
+    let all = format!("connections=1 bytes={BYTES}\n");
+    assert!(ended.console().ends_with(&all), "not {all}");
+    assert_eq!(ended.messages(), "");
+}
+
+/// A host program on the guest's port 5000 that sends back what it gets, and returns how much that was when the stream ends.
+fn echo(socket: &TempFile, mut progress: Progress) -> JoinHandle<usize> {
+    let path = format!("{}_5000", socket.as_str());
+    let listener = UnixListener::bind(path).expect("a socket");
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("the guest connects");
+        let (mut bytes, mut piece) = (0, vec![0; PIECE]);
+        loop {
+            // A guest that is gone may have left something unread.
+            let count = stream.read(&mut piece).unwrap_or(0);
+            if count == 0 || stream.write_all(&piece[..count]).is_err() {
+                return bytes;
+            }
+            bytes += count;
+            progress.reached(bytes);
+        }
+    })
+}
+
+#[test]
+fn a_stream_of_the_guests_lives_on_likewise() {
+    let socket = place();
+    let (progress, reached) = Progress::of(4);
+    let host = echo(&socket, progress);
+    let mut traveller = start(&format!("program=vsock-call bytes={BYTES}"), &socket);
+    reached.into_iter().for_each(|()| traveller.snapshot());
+    // It checks what comes back.
+    let ended = traveller.wait().expect_status(0);
+    assert_eq!(ended.messages(), "");
+    assert_eq!(host.join().expect("the host has served"), BYTES);
+}
+
+#[test]
+fn a_stream_of_the_guests_is_reset_when_the_guest_is_restored() {
+    const GUEST_CRASHED: i32 = 3;
+    let socket = place();
+    let (progress, reached) = Progress::of(5);
+    let host = echo(&socket, progress);
+    let mut traveller = start(&format!("program=vsock-call bytes={BYTES}"), &socket);
+    reached.recv().expect("the stream begins");
+    traveller.move_on();
+    let ended = traveller.wait().expect_status(GUEST_CRASHED);
+    let console = ended.console();
+    assert!(console.contains("stream 0 has ended: Reset"), "{console}");
+    assert!(host.join().expect("the host has served") < BYTES);
+}
+
+/// Sends a line, and checks that it comes back.
+#[track_caller]
+fn converse(mut stream: &UnixStream, line: &str) {
+    stream.write_all(line.as_bytes()).expect("the guest reads");
+    let mut back = vec![0; line.len()];
+    stream.read_exact(&mut back).expect("the guest answers");
+    assert_eq!(back, line.as_bytes());
+}
+
+#[test]
+fn a_restored_guest_takes_new_streams_of_the_hosts_when_the_old_ones_are_gone() {
+    let socket = place();
+    let mut traveller = start("program=vsock-echo connections=2 wait=interrupt", &socket);
+    traveller.guest().wait_for("listening");
+    let call = || vsock::call(socket.path(), 5000);
+    converse(&call(), "a stream that is over by then");
+    let mut old = call();
+    converse(&old, "a stream that is not");
+    traveller.move_on();
+    let end = old.read(&mut [0]);
+    assert!(matches!(end, Ok(0) | Err(_)), "it has ended: {end:?}");
+    converse(&call(), "a new one");
+    let ended = traveller.wait().expect_status(0);
+    assert!(ended.console().contains("connections=2 "), "{}", ended.console());
+    assert_eq!(ended.messages(), "");
+}
