@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use vmm_sys_util::tempdir::TempDir;
 
+use crate::guest::runtime_directory;
 use crate::{Ended, Guest, Running, posada};
 
 /// A guest with a name and a place for its snapshots.
@@ -56,15 +57,14 @@ impl Traveller {
         self.guest = Some(restored.named(&self.name).start());
     }
 
-    /// Takes a snapshot, with which the guest's process ends; returns where it is.
+    /// Takes a snapshot, with which the guest's process ends.
     #[track_caller]
-    pub fn pack(&mut self) -> PathBuf {
+    pub fn pack(&mut self) {
         self.take(&["--stop"]);
         let ended = self.guest.take().expect("it is somewhere").wait();
         let ended = ended.expect_status(0);
         assert_eq!(ended.messages(), "");
         self.printed.extend(&ended.stdout);
-        self.latest()
     }
 
     /// Waits for the guest's end. Its console is what it has printed in all processes.
@@ -78,6 +78,11 @@ impl Traveller {
 
     #[track_caller]
     fn take(&mut self, arguments: &[&str]) {
+        let socket = runtime_directory()
+            .join("posada")
+            .join(&self.name)
+            .join("control.sock");
+        self.guest().wait_until("it can be asked", |_| socket.exists());
         let former = self.latest();
         self.taken += 1;
         let latest = self.latest();
@@ -90,7 +95,8 @@ impl Traveller {
         }
     }
 
-    fn latest(&self) -> PathBuf {
+    /// The snapshot that was taken last.
+    pub fn latest(&self) -> PathBuf {
         self.snapshots.as_path().join(self.taken.to_string())
     }
 }

@@ -1,17 +1,19 @@
 //! A storm of clones: hundreds of guests from one snapshot, some of them killed at any moment; the others do not notice, and nothing
 //! is left in the end.
 
+use std::collections::HashSet;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process;
 use std::thread;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use posada_tests::guest::TempFile;
 use posada_tests::running::until;
 use posada_tests::{Ended, Guest, Moments, Traveller, guest, posada, vsock};
-use std::io::{Read, Write};
 
 const CLONES: u64 = 200;
 /// One of so many is killed.
@@ -26,7 +28,14 @@ struct Storm {
 impl Storm {
     fn begin(&self, count: u64) -> Ended {
         let snapshot = self.snapshot.to_str().expect("temporary files have plain names");
-        posada(&["clone", snapshot, "--name", &self.name, "--count", &count.to_string()])
+        posada(&[
+            "clone",
+            snapshot,
+            "--name",
+            &self.name,
+            "--count",
+            &count.to_string(),
+        ])
     }
 
     fn name(&self, number: u64) -> String {
@@ -60,23 +69,32 @@ impl Storm {
         assert_eq!(back, line.as_bytes());
     }
 
-    /// Ends the clone in good order, and waits until nothing of it is left.
-    fn end(&self, number: u64) {
-        let process = self.process(number).expect("it runs");
-        kill(process, Signal::SIGTERM).expect("it can be told");
-        until("a clone's process and directory are gone", || {
-            is_gone(process) && !self.directory(number).exists()
-        });
+    /// Ends these clones in good order, and waits until nothing of them is left.
+    fn end(&self, numbers: &[u64]) {
+        let processes: Vec<_> = numbers
+            .iter()
+            .filter_map(|number| self.process(*number))
+            .collect();
+        assert_eq!(processes.len(), numbers.len(), "all of them run");
+        for process in &processes {
+            kill(*process, Signal::SIGTERM).expect("it can be told");
+        }
+        for (number, process) in numbers.iter().zip(processes) {
+            until("a clone's process and directory are gone", || {
+                is_gone(process) && !self.directory(*number).exists()
+            });
+        }
     }
 
-    /// What there is of clones in the directory of running guests, and of their sockets in the kernel.
-    fn remains(&self) -> (usize, usize) {
-        let entries = fs::read_dir(running()).expect("the directory of running guests");
+    /// What there is of clones: directories, sockets of the kernel's, and this process's files.
+    fn remains(&self) -> [usize; 3] {
         let mark = format!("{}-", self.name);
+        let entries = fs::read_dir(running()).expect("the directory of running guests");
         let names = entries.map(|entry| entry.expect("an entry").file_name());
-        let directories = names.filter(|name| name.to_string_lossy().starts_with(&mark)).count();
+        let directories = names.filter(|name| name.to_string_lossy().starts_with(&mark));
         let sockets = fs::read_to_string("/proc/net/unix").expect("the kernel tells of sockets");
-        (directories, sockets.matches(&mark).count())
+        let files = fs::read_dir("/proc/self/fd").expect("a process has files");
+        [directories.count(), sockets.matches(&mark).count(), files.count()]
     }
 }
 
@@ -103,39 +121,67 @@ fn victims() -> Vec<u64> {
     victims
 }
 
+/// A snapshot of a guest that answers, and nothing of it that runs.
+fn template() -> Traveller {
+    let guest = Guest::bare("program=vsock-echo connections=1000 wait=interrupt").memory("16M");
+    let place = TempFile::new("place", "");
+    let mut template = Traveller::start(guest.arg("--vsock").arg(place.directory().join("v.sock")));
+    template.guest().wait_for("listening");
+    template.pack();
+    template
+}
+
 #[test]
 fn of_two_hundred_clones_twenty_are_killed_and_the_others_answer_and_in_the_end_nothing_is_left() {
-    let place = Guest::bare("program=vsock-echo connections=1000 wait=interrupt").memory("16M");
-    let socket = posada_tests::guest::TempFile::new("here", "");
-    let mut template = Traveller::start(place.arg("--vsock").arg(socket.directory().join("v.sock")));
-    template.guest().wait_for("listening");
+    let template = template();
     let storm = Storm {
-        snapshot: template.pack(),
-        name: format!("storm-{}", std::process::id()),
+        snapshot: template.latest(),
+        name: format!("storm-{}", process::id()),
     };
-    assert_eq!(storm.remains(), (0, 0));
+    let before = storm.remains();
     let victims = victims();
     let (early, late) = victims.split_at(victims.len() / 2);
-    // Half of them die while the clones are still being made.
+    let kill = |numbers: &[u64]| {
+        numbers
+            .iter()
+            .map(|number| storm.kill(*number))
+            .collect::<Vec<_>>()
+    };
+    let survivors: Vec<u64> = (1..=CLONES).filter(|number| !victims.contains(number)).collect();
+
+    // Half of them die while clones are still being made.
     let (ended, mut killed) = thread::scope(|scope| {
-        let killed = scope.spawn(|| early.iter().map(|number| storm.kill(*number)).collect::<Vec<_>>());
+        let killed = scope.spawn(|| kill(early));
         (storm.begin(CLONES), killed.join().expect("all are found"))
     });
-    assert!(matches!(ended.status.code(), Some(0 | 1)), "{}", ended.status);
     ended.expect_no_panic();
     let console = ended.console();
-    let started: Vec<_> = console.lines().collect();
-    let survivors: Vec<u64> = (1..=CLONES).filter(|number| !victims.contains(number)).collect();
-    for number in survivors.iter().chain(late) {
-        assert!(started.contains(&storm.name(*number).as_str()), "{number}: {}", ended.messages());
-    }
+    let started: HashSet<_> = console.lines().map(str::to_owned).collect();
+    let missing = |number: &&u64| !started.contains(&storm.name(**number));
+    assert_eq!(
+        survivors.iter().chain(late).find(missing),
+        None,
+        "{}",
+        ended.messages()
+    );
     // The other half dies while those that live answer.
     thread::scope(|scope| {
-        let more = scope.spawn(|| late.iter().map(|number| storm.kill(*number)).collect::<Vec<_>>());
+        let more = scope.spawn(|| kill(late));
         survivors.iter().for_each(|number| storm.converse(*number));
         killed.extend(more.join().expect("all are found"));
     });
-    killed.iter().for_each(|process| until("a killed clone is gone", || is_gone(*process)));
+    for process in killed {
+        until("a killed clone is gone", || is_gone(process));
+    }
     survivors.iter().for_each(|number| storm.converse(*number));
-    survivors.iter().for_each(|number| storm.end(*number));
+    storm.end(&survivors);
+
+    // What the killed ones have left is those of the next ones of their names.
+    assert_eq!(storm.remains()[0], victims.len());
+    storm.begin(CLONES).expect_status(0);
+    let all: Vec<_> = (1..=CLONES).collect();
+    victims.iter().for_each(|number| storm.converse(*number));
+    storm.end(&all);
+    // A process's memory goes before its sockets do.
+    until("nothing is left", || storm.remains() == before);
 }

@@ -25,10 +25,11 @@ fn image(size: u64) -> TempFile {
 fn expect_round(image: &Path, round: u64) {
     let bytes = fs::read(image).unwrap();
     for (number, piece) in (0..PIECES).zip(bytes.chunks(PIECE)) {
-        let expected: Vec<u8> = rounds::words(round, number)
-            .flat_map(u64::to_le_bytes)
-            .collect();
-        assert!(piece == expected, "piece {number} is not as round {round} left it");
+        let expected: Vec<u8> = rounds::words(round, number).flat_map(u64::to_le_bytes).collect();
+        assert!(
+            piece == expected,
+            "piece {number} is not as round {round} left it"
+        );
     }
 }
 
@@ -54,7 +55,10 @@ fn renews_its_disk_and_moves(moves: u32, disk: &str, words: &str) {
     let rounds: u64 = told("rounds=").next().expect("it counts").parse().unwrap();
     expect_round(image.path(), rounds);
     assert_eq!(told("written ").count() as u64, rounds * PIECES);
-    assert_eq!(told("written ").collect::<HashSet<_>>().len() as u64, rounds * PIECES);
+    assert_eq!(
+        told("written ").collect::<HashSet<_>>().len() as u64,
+        rounds * PIECES
+    );
 }
 
 #[test]
@@ -106,10 +110,16 @@ fn linux_writes_files_while_it_moves_and_the_host_finds_each_of_them_whole() {
     assert_eq!(ended.messages(), "");
     tool("fsck.ext4", &["-f", "-n", image.as_str()]);
     let console = ended.console();
-    let told: Vec<_> = console.lines().filter_map(|line| line.split_once("  /tmp/")).collect();
+    let told: Vec<_> = console
+        .lines()
+        .filter_map(|line| line.split_once("  /tmp/"))
+        .collect();
     assert!(told.len() > MOVES as usize, "{} files", told.len());
     for (sum, name) in told {
-        let file = tool("debugfs", &["-R", &format!("cat /{}", name.trim()), image.as_str()]);
+        let file = tool(
+            "debugfs",
+            &["-R", &format!("cat /{}", name.trim()), image.as_str()],
+        );
         assert_eq!(file.len(), 16 << 10, "file {name}");
         let file = TempFile::new("file", file);
         let found = String::from_utf8(tool("md5sum", &[file.as_str()])).unwrap();

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use bare_guest::numbers::{CHECKSUM_START, Random, checksum};
@@ -18,17 +18,18 @@ const PIECE: usize = 64 << 10;
 const BYTES: usize = 16 << 20;
 const SNAPSHOTS: usize = 8;
 
-/// Tells when a stream has come to points that were chosen before.
+/// Tells when a stream has come to points that were chosen before. It goes on from there while the snapshot that is then due is taken,
+/// but waits for one that is late.
 struct Progress {
     points: std::vec::IntoIter<usize>,
     next: Option<usize>,
-    told: Sender<()>,
+    told: SyncSender<()>,
 }
 
 impl Progress {
     /// Tells as often as there are to be snapshots, before the last eighth of the stream.
     fn of(seed: u64) -> (Self, Receiver<()>) {
-        let (told, hears) = channel();
+        let (told, hears) = sync_channel(0);
         let mut points = Moments::of(seed).points(SNAPSHOTS, BYTES / 8 * 7).into_iter();
         let next = points.next();
         (Self { points, next, told }, hears)
@@ -170,8 +171,9 @@ fn a_stream_of_the_guests_lives_on_likewise() {
     let socket = place();
     let (progress, reached) = Progress::of(4);
     let host = echo(&socket, progress);
-    let mut traveller = start(&format!("program=vsock-call bytes={BYTES}"), &socket);
+    let mut traveller = start(&format!("program=vsock-call bytes={BYTES} hold=yes"), &socket);
     reached.into_iter().for_each(|()| traveller.snapshot());
+    traveller.guest().send("\n");
     // It checks what comes back.
     let ended = traveller.wait().expect_status(0);
     assert_eq!(ended.messages(), "");
@@ -214,6 +216,9 @@ fn a_restored_guest_takes_new_streams_of_the_hosts_when_the_old_ones_are_gone() 
     traveller.move_on();
     let end = old.read(&mut [0]);
     assert!(matches!(end, Ok(0) | Err(_)), "it has ended: {end:?}");
+    traveller
+        .guest()
+        .wait_until("the socket is back", |_| socket.path().exists());
     converse(&call(), "a new one");
     let ended = traveller.wait().expect_status(0);
     assert!(ended.console().contains("connections=2 "), "{}", ended.console());

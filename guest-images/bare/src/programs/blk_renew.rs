@@ -64,7 +64,9 @@ impl Disk {
         let device = Device::negotiate(registers, device::event_idx(arguments)? | FLUSH)?;
         let mut queue = device.queue(0, (DEPTH * CHAIN).next_power_of_two())?;
         if !device.has(FLUSH) || queue.size() < DEPTH * CHAIN {
-            return Err(Failure::new("the device has no flush, or a queue that is too short"));
+            return Err(Failure::new(
+                "the device has no flush, or a queue that is too short",
+            ));
         }
         queue.request_interrupt();
         device.enable_interrupts();
@@ -140,7 +142,9 @@ impl Disk {
         };
         let slot = head as usize / usize::from(CHAIN);
         let Some((operation, piece)) = self.flying.get_mut(slot).and_then(Option::take) else {
-            return Err(Failure::new(format!("no request {head} was in flight, and it has ended")));
+            return Err(Failure::new(format!(
+                "no request {head} was in flight, and it has ended"
+            )));
         };
         match self.slots.read(slot, STATUS) {
             OK => Ok((slot as u16, operation, piece)),

@@ -43,7 +43,11 @@ struct Echo {
 pub fn run(arguments: &Arguments<'_>) -> Outcome {
     let port = arguments.number("port")?.unwrap_or(5000) as u32;
     let connections = arguments.number("connections")?.unwrap_or(1);
-    let sleeps = arguments.choice("wait", &[("poll", false), ("interrupt", true)], "poll or interrupt")?;
+    let sleeps = arguments.choice(
+        "wait",
+        &[("poll", false), ("interrupt", true)],
+        "poll or interrupt",
+    )?;
     let registers = device::find(arguments, kind::SOCKET)?;
     let driver = VirtIOSocket::new(device::transport(registers)?)?;
     if sleeps {
