@@ -188,6 +188,7 @@ fn a_stream_of_the_guests_is_reset_when_the_guest_is_restored() {
     let host = echo(&socket, progress);
     let mut traveller = start(&format!("program=vsock-call bytes={BYTES}"), &socket);
     reached.recv().expect("the stream begins");
+    drop(reached);
     traveller.move_on();
     let ended = traveller.wait().expect_status(GUEST_CRASHED);
     let console = ended.console();
