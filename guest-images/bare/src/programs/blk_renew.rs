@@ -6,7 +6,7 @@ use bare_guest::arguments::Arguments;
 use bare_guest::rounds::{self, PIECE};
 
 use crate::buffers::Buffers;
-use crate::device::{self, Device, feature, kind};
+use crate::device::{self, Device, kind};
 use crate::failure::{Failure, Outcome};
 use crate::queue::{Descriptor, SplitQueue, Used};
 use crate::{interrupts, println, serial};
