@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use nix::unistd::{dup2_stderr, dup2_stdout};
@@ -26,6 +27,8 @@ const VSOCK: &str = "vsock.sock";
 /// A guest's place among the running ones, if this host has one for it.
 pub struct Hosted {
     directory: Option<GuestDirectory>,
+    /// There before the guest runs: whoever hears from the guest can ask for it.
+    listener: Option<UnixListener>,
 }
 
 impl Hosted {
@@ -46,7 +49,11 @@ impl Hosted {
             }
             Err(error) => return Err(Error::from(error).into()),
         };
-        Ok(Self { directory })
+        let bind = |directory: &GuestDirectory| UnixListener::bind(directory.socket());
+        let listener = directory
+            .as_ref()
+            .and_then(|directory| bind(directory).inspect_err(unreachable).ok());
+        Ok(Self { directory, listener })
     }
 
     /// Where the guest's files are.
@@ -91,14 +98,10 @@ impl Hosted {
 
     /// Connects the guest with this terminal, and with who asks for it by name, until it ends; then the process does.
     /// In the background, says that the guest runs, and leaves standard output and error.
-    pub fn attend(self, vm: RunningVm, background: bool) -> Result<(), Failure> {
+    pub fn attend(mut self, vm: RunningVm, background: bool) -> Result<(), Failure> {
         let vm = Arc::new(vm);
-        let control = match &self.directory {
-            Some(directory) => Control::serve(vm.clone(), &directory.socket())
-                .inspect_err(|error| info!("the guest cannot be reached by name: {error}"))
-                .ok(),
-            None => None,
-        };
+        let serve = |listener| Control::serve(vm.clone(), listener).inspect_err(unreachable).ok();
+        let control = self.listener.take().and_then(serve);
         if background {
             self.announce()?;
         }
@@ -128,4 +131,8 @@ impl Hosted {
         leave()
             .map_err(|error: io::Error| Failure::Other(format!("cannot make '{}': {error}", path.display())))
     }
+}
+
+fn unreachable(error: &io::Error) {
+    info!("the guest cannot be reached by name: {error}");
 }

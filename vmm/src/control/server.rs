@@ -2,7 +2,6 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -25,12 +24,11 @@ pub struct Control {
 }
 
 impl Control {
-    /// Serves requests for `vm` at `socket`, until the process ends.
+    /// Serves requests for `vm` that come to `listener`, until the process ends.
     ///
     /// # Errors
-    /// There can be no socket, or no thread.
-    pub fn serve(vm: Arc<RunningVm>, socket: &Path) -> io::Result<Self> {
-        let listener = UnixListener::bind(socket)?;
+    /// There can be no thread.
+    pub fn serve(vm: Arc<RunningVm>, listener: UnixListener) -> io::Result<Self> {
         let turn = Arc::new(Mutex::new(()));
         let mine = turn.clone();
         thread::Builder::new()
