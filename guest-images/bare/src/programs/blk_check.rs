@@ -46,17 +46,17 @@ pub fn run(arguments: &Arguments<'_>) -> Outcome {
         id[..length].escape_ascii()
     );
     check.run(&mut disk)?;
-    if goes_on {
-        serial::listen();
+    if !goes_on {
+        return Ok(());
     }
-    while goes_on {
+    serial::listen();
+    loop {
         let line = serial::read_line();
         if line == "end" {
-            break;
+            return Ok(());
         }
         Check::new(&Arguments::new(&line))?.run(&mut disk)?;
     }
-    Ok(())
 }
 
 impl Check {
