@@ -1,7 +1,7 @@
 //! One virtual machine: KVM, vCPU threads, the I/O event loop and its lifecycle.
 //!
-//! [`vm::Vm::build`] makes a machine of a [`config::VmConfig`], [`vm::Vm::start`] lets it run, and
-//! [`console::attend`] connects it with a terminal until it ends.
+//! [`foundation::Foundation::lay`] and [`vm::Vm::build`] make a machine of a [`config::VmConfig`], [`vm::Vm::start`] lets it
+//! run, and [`console::attend`] connects it with a terminal until it ends.
 
 mod boot;
 pub mod config;
@@ -9,6 +9,7 @@ pub mod console;
 pub mod control;
 pub mod dirty_log;
 pub mod error;
+pub mod foundation;
 pub mod generation;
 pub mod host;
 mod images;

@@ -1,23 +1,21 @@
 //! Where running guests are found by name: a directory each, under `$XDG_RUNTIME_DIR/posada` or, for root, `/run/posada`.
 //!
-//! A directory belongs to the process that holds the lock of the file `lock` in it. The kernel lets go of the lock however
-//! a process ends, so what a crashed guest has left is recognised, and is the next one's of that name.
+//! A directory belongs to the process that holds its lock (flock(2)). The kernel lets go of the lock however a process
+//! ends, so what a crashed guest has left is recognised, and is the next one's of that name.
 
 use std::env;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
 use thiserror::Error;
 use tracing::debug;
 
-const LOCK: &str = "lock";
 const SOCKET: &str = "control.sock";
-/// What holds it is the user's alone: who can reach a guest's socket can do anything to the guest.
-const PRIVATE_DIRECTORY: u32 = 0o700;
-const PRIVATE_FILE: u32 = 0o600;
+/// The user's alone: who can reach a guest's socket can do anything to the guest.
+const PRIVATE: u32 = 0o700;
 /// Guests without a name of their own that there can be at a time.
 const MAX_NUMBER: u32 = 100_000;
 
@@ -65,9 +63,6 @@ impl GuestDirectory {
             path: base.clone(),
             source,
         };
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(PRIVATE_DIRECTORY);
-        builder.create(&base).map_err(refused)?;
         let numbered = (2..MAX_NUMBER).map(|number| format!("{name}-{number}"));
         let candidates = std::iter::once(name.to_owned()).chain(numbered);
         for candidate in candidates.take(if exactly { 1 } else { usize::MAX }) {
@@ -82,19 +77,14 @@ impl GuestDirectory {
         })
     }
 
-    /// Takes one directory, or `None` if it is another's.
+    /// Takes one directory, or `None` if it is another's. The guest's start waits for it: no system call more than needed.
     fn try_claim(base: &Path, name: String) -> io::Result<Option<Self>> {
         let path = base.join(&name);
         loop {
-            match DirBuilder::new().mode(PRIVATE_DIRECTORY).create(&path) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-            let mut options = OpenOptions::new();
-            options.write(true).create(true).mode(PRIVATE_FILE);
-            let mut lock = match options.open(path.join(LOCK)) {
+            let is_new = create(base, &path)?;
+            let lock = match File::open(&path) {
                 // Its owner has removed it in between.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 result => result?,
             };
             match lock.try_lock() {
@@ -102,19 +92,20 @@ impl GuestDirectory {
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            // The file that was locked may have been removed by its last owner, and be nobody's way to find this guest.
-            let there = fs::metadata(path.join(LOCK)).map(|found| (found.dev(), found.ino()));
+            // What was locked may have been removed by its last owner, and be nobody's way to find this guest.
+            let there = fs::metadata(&path).map(|found| (found.dev(), found.ino()));
             let ours = lock.metadata().map(|ours| (ours.dev(), ours.ino()))?;
-            if there.is_ok_and(|there| there == ours) {
-                lock.set_len(0)?;
-                writeln!(lock, "{}", std::process::id())?;
-                remove_if_there(&path.join(SOCKET))?;
-                return Ok(Some(Self {
-                    name,
-                    path,
-                    _lock: lock,
-                }));
+            if !there.is_ok_and(|there| there == ours) {
+                continue;
             }
+            if !is_new {
+                remove_if_there(&path.join(SOCKET))?;
+            }
+            return Ok(Some(Self {
+                name,
+                path,
+                _lock: lock,
+            }));
         }
     }
 
@@ -162,9 +153,26 @@ fn base() -> Result<PathBuf, RuntimeError> {
     }
 }
 
+/// Makes a guest's directory, and `base` if it is the first; false if it is there.
+fn create(base: &Path, path: &Path) -> io::Result<bool> {
+    let one = || DirBuilder::new().mode(PRIVATE).create(path);
+    let made = one().or_else(|error| {
+        if error.kind() != ErrorKind::NotFound {
+            return Err(error);
+        }
+        DirBuilder::new().recursive(true).mode(PRIVATE).create(base)?;
+        one()
+    });
+    match made {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
@@ -182,11 +190,18 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let first = claim(base.path(), "web").unwrap();
         assert!(claim(base.path(), "web").is_none());
-        let pid = fs::read_to_string(first.path().join(LOCK)).unwrap();
-        assert_eq!(pid.trim(), std::process::id().to_string());
         drop(first);
         assert!(!base.path().join("web").exists());
         assert!(claim(base.path(), "web").is_some());
+    }
+
+    #[test]
+    fn the_first_guest_makes_the_place_for_all() {
+        let home = tempfile::tempdir().unwrap();
+        let base = home.path().join("run/posada");
+        let guest = claim(&base, "web").unwrap();
+        assert_eq!(base.metadata().unwrap().mode() & 0o777, PRIVATE);
+        assert!(guest.path().starts_with(&base));
     }
 
     #[test]
@@ -194,7 +209,6 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let left = base.path().join("web");
         fs::create_dir(&left).unwrap();
-        fs::write(left.join(LOCK), "1").unwrap();
         fs::write(left.join(SOCKET), "left over").unwrap();
         let next = claim(base.path(), "web").unwrap();
         assert!(!next.socket().exists());

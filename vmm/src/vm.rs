@@ -1,7 +1,7 @@
 //! One virtual machine: built from a configuration or a snapshot's state, then run, paused, and run again.
 //!
-//! Building goes step by step: KVM's VM with memory and interrupt controllers → devices on buses → kernel and tables in
-//! memory, or all that a state says → vCPUs, which their own threads have made meanwhile.
+//! Building goes step by step: a [`Foundation`] → devices on buses → kernel and tables in memory, or all that a state says →
+//! vCPUs, which their own threads have made meanwhile.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,23 +11,24 @@ use devices::serial::{self, SerialPort};
 use devices::virtio::MmioTransport;
 use devices::{i8042, power, pvpanic, rtc};
 use kvm_ioctls::VmFd;
-use tracing::{info, warn};
+use tracing::warn;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot;
 use crate::config::VmConfig;
 use crate::error::{Doing, Error};
+use crate::foundation::Foundation;
 use crate::generation;
-use crate::host::{self, HostKind};
+use crate::host::HostKind;
 use crate::lifecycle::{Lifecycle, Stop};
-use crate::machine::{self, Machine};
+use crate::machine::Machine;
 use crate::machine_state::MachineState;
-use crate::memory::{self, GuestMemory};
+use crate::memory::GuestMemory;
 use crate::snapshot::History;
 use crate::state::{LoadError, VmState};
 use crate::vcpu::features::CpuFeatures;
 use crate::vcpu::state::CpuRestore;
-use crate::vcpu::{self, Begin, Buses, Host, RequestError, VcpuThread, Vcpus};
+use crate::vcpu::{Begin, Buses, Host, RequestError, VcpuThread, Vcpus};
 use crate::virtio;
 
 /// A machine that has been built and has not run. Its vCPUs' threads wait for their start.
@@ -60,14 +61,18 @@ pub struct RunningVm {
 }
 
 impl Vm {
-    /// Builds the machine that `config` describes; what its serial console prints goes to `console`.
+    /// Builds the machine that `config` describes, on the foundation that was laid for it; what its serial console prints
+    /// goes to `console`.
     ///
     /// # Errors
     /// The user asked for what cannot be, or the host refuses something.
-    pub fn build(config: &VmConfig, console: Box<dyn Write + Send>) -> Result<Self, Error> {
-        let kind = choose_host_kind(config);
-        let memory = || Ok(memory::map(config.memory())?);
-        Self::assemble(config, kind, memory, console, |machine, slots| {
+    pub fn build(
+        foundation: Foundation,
+        config: &VmConfig,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Self, Error> {
+        let kind = foundation.host.kind;
+        Self::assemble(foundation, config, console, |machine, slots| {
             Ok(Begin::Boot(boot::load(config, kind, &machine.memory, slots)?))
         })
     }
@@ -79,32 +84,21 @@ impl Vm {
     /// As for [`build`](Self::build).
     pub fn rebuild(
         config: &VmConfig,
-        memory: impl FnOnce() -> Result<GuestMemory, Error>,
+        memory: GuestMemory,
         console: Box<dyn Write + Send>,
     ) -> Result<Self, Error> {
-        let kind = choose_host_kind(config);
-        Self::assemble(config, kind, memory, console, |_, _| Ok(Begin::Rest))
+        let foundation = Foundation::around(config, || Ok(memory))?;
+        Self::assemble(foundation, config, console, |_, _| Ok(Begin::Rest))
     }
 
     /// The vCPUs are made by their own threads while this one does the rest.
     fn assemble(
+        foundation: Foundation,
         config: &VmConfig,
-        kind: HostKind,
-        memory: impl FnOnce() -> Result<GuestMemory, Error>,
         console: Box<dyn Write + Send>,
         load: impl FnOnce(&Machine, &[layout::VirtioSlot]) -> Result<Begin, Error>,
     ) -> Result<Self, Error> {
-        config.check()?;
-        let kvm = host::open()?;
-        machine::check_memory_fits_cpu(config.memory())?;
-        vcpu::install_kick_handler().doing("install a signal handler")?;
-        let host = Arc::new(Host::new(kvm, kind, config.cpus()));
-        let vcpus = (0..config.cpus())
-            .map(|index| VcpuThread::spawn(index, host.clone()))
-            .collect::<Result<Vec<_>, _>>()?;
-        let machine = Arc::new(Machine::new(&host.kvm, kind, memory)?);
-        vcpus.iter().for_each(|vcpu| vcpu.make(machine.clone()));
-
+        let Foundation { host, machine, vcpus } = foundation;
         let lifecycle = Arc::new(Lifecycle::new().doing("open an eventfd")?);
         let room = eventfd()?;
         let (mut buses, serial, rtc) = place_devices(&machine.fd, &room, console)?;
@@ -162,7 +156,7 @@ impl RunningVm {
     /// # Errors
     /// KVM does not tell.
     pub fn cpu_features(&self) -> Result<CpuFeatures, Error> {
-        CpuFeatures::of_host(&self.parts.host.kvm, self.parts.host.kind)
+        self.parts.host.features()
     }
 
     /// The guest's memory.
@@ -281,7 +275,7 @@ impl RunningVm {
     pub fn load(&self, state: VmState) -> Result<(), LoadError> {
         self.check(&state)?;
         let parts = &self.parts;
-        let vcpus = CpuRestore::new(&parts.host.kvm, state.vcpus)?;
+        let vcpus = CpuRestore::new(state.vcpus);
         self.vcpus.load(&Arc::new(vcpus))?;
         // After the vCPUs: what the I/O APIC holds is delivered at once.
         state.machine.restore(&parts.machine.fd)?;
@@ -302,12 +296,6 @@ impl Drop for RunningVm {
     fn drop(&mut self) {
         self.parts.lifecycle.stop(Stop::Ended);
     }
-}
-
-fn choose_host_kind(config: &VmConfig) -> HostKind {
-    let kind = config.host_kind.unwrap_or_else(HostKind::detect);
-    info!("host kind: {kind}");
-    kind
 }
 
 /// Puts every device where `arch-x86_64`'s layout and ACPI tables say that it is.

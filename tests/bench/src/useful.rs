@@ -8,8 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use posada_tests::images;
 
@@ -39,7 +38,7 @@ pub fn measure(table: &mut Table) {
             .collect();
         let middle = |of: fn(&(f64, f64)) -> f64| median(times.iter().map(of).collect());
         table.remark(format!(
-            "restore, {what}: the control socket is there after {:.1} ms, a request over vsock is answered after {:.1} ms",
+            "restore, {what}: the guest runs after {:.1} ms, a request over vsock is answered after {:.1} ms",
             middle(|time| time.0),
             middle(|time| time.1)
         ));
@@ -80,30 +79,32 @@ fn until_answer(guest: &Named, prefault: &str) -> (f64, f64) {
     let mut posada = command(directory)
         .arg("restore")
         .arg(guest.place("s"))
-        .args(["--prefault", prefault, "--vsock"])
+        .args(["--background", "--prefault", prefault, "--vsock"])
         .arg(&socket)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .spawn()
         .expect("posada starts");
-    // It comes when the guest runs.
-    let control = directory.join("posada/bench/control.sock");
-    wait_for(&control);
+    let mut input = posada.stdin.take().expect("its input is piped");
+    let mut output = BufReader::new(posada.stdout.take().expect("its output is piped"));
+    expect(&mut output, "ready");
+    writeln!(input, "go").expect("posada reads");
+    expect(&mut output, "runs");
     let runs = millis();
     let stream = UnixStream::connect(&socket).expect("posada listens");
     ask(stream);
     let answered = millis();
     posada.kill().expect("posada can be ended");
     posada.wait().expect("posada ends");
-    let _ = std::fs::remove_file(&control);
     let _ = std::fs::remove_file(&socket);
     (runs, answered)
 }
 
-fn wait_for(path: &Path) {
-    while !path.exists() {
-        thread::sleep(Duration::from_micros(50));
-    }
+/// What a posada in the background says of its guest.
+fn expect(output: &mut impl BufRead, word: &str) {
+    let mut line = String::new();
+    output.read_line(&mut line).expect("posada's output can be read");
+    assert_eq!(line.trim_end(), word);
 }
 
 /// A request and its answer, by the protocol of posada's vsock.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 use vmm::config::VmConfig;
 use vmm::console;
+use vmm::foundation::Foundation;
 use vmm::vm::Vm;
 
 use super::guest::Hosted;
@@ -45,8 +46,9 @@ impl Run {
             None => self.vm,
         };
         console::block_signals()?;
+        let foundation = Foundation::lay(&config)?;
         let hosted = Hosted::begin(&mut config)?;
-        let vm = Vm::build(&config, Box::new(console::output()?))?.start();
+        let vm = Vm::build(foundation, &config, Box::new(console::output()?))?.start();
         hosted.attend(vm, false)
     }
 }

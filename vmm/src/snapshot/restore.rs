@@ -184,7 +184,7 @@ impl Snapshot {
         memory: GuestMemory,
         console: Box<dyn Write + Send>,
     ) -> Result<RunningVm, SnapshotError> {
-        let vm = Vm::rebuild(config, || Ok(memory), console)?.start();
+        let vm = Vm::rebuild(config, memory, console)?.start();
         if let Some(why) = self.manifest.cpu.lacking(&vm.cpu_features()?) {
             return Err(SnapshotError::Cpu(why));
         }

@@ -2,11 +2,9 @@
 
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::Kvm;
+use kvm_bindings::kvm_cpuid_entry2;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Doing, Error};
 use crate::host::HostKind;
 
 /// A register of CPUID's output.
@@ -191,16 +189,8 @@ pub struct CpuFeatures {
 }
 
 impl CpuFeatures {
-    /// What KVM and this host's CPU can show.
-    pub fn of_host(kvm: &Kvm, kind: HostKind) -> Result<Self, Error> {
-        let supported = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .doing("read the host's CPUID")?;
-        Ok(Self::shown(supported.as_slice(), kind))
-    }
-
     /// What a guest on this host sees that was given `cpuid`, as
-    /// [`VcpuState::cpuid`](super::state::VcpuState::cpuid) holds it.
+    /// [`VcpuState::cpuid`](super::state::VcpuState::cpuid) holds it; all that it can see, if that is all that KVM supports.
     ///
     /// kvm-pvm shows its guests leaves 1, 7 and Dh.1 of the host's CPU, whatever they were given.
     pub fn shown(cpuid: &[kvm_cpuid_entry2], kind: HostKind) -> Self {

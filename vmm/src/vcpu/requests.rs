@@ -86,7 +86,7 @@ impl Vcpu {
             // KVM takes the same CPUID again from a vCPU that has run, and no other (KVM API, KVM_SET_CPUID2).
             self.fd.set_cpuid2(&state.cpuid()?).doing("set a vCPU's CPUID")?;
         }
-        states.restore(self.index, &self.fd)
+        states.restore(self.index, &self.fd, self.host.state_format()?)
     }
 
     /// A guest that is not told takes the pause for a hang of its own; that is all.

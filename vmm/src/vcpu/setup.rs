@@ -66,7 +66,8 @@ fn leaf(entry: &kvm_cpuid_entry2) -> Leaf {
     }
 }
 
-fn entry(leaf: &Leaf) -> kvm_cpuid_entry2 {
+/// A leaf as KVM has it.
+pub fn entry(leaf: &Leaf) -> kvm_cpuid_entry2 {
     kvm_cpuid_entry2 {
         function: leaf.function,
         index: leaf.index,

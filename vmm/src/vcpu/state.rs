@@ -176,19 +176,17 @@ impl VcpuState {
 /// The vCPUs of a snapshot on their way back into a machine. Shared by their threads, each of which restores its own.
 pub struct CpuRestore {
     states: Vec<VcpuState>,
-    format: StateFormat,
     /// By how much the offsets of all TSCs change: one number, or they would drift apart.
     tsc_shift: OnceLock<u64>,
 }
 
 impl CpuRestore {
     /// For one restore: TSCs go on from where they were when the first vCPU is restored.
-    pub fn new(kvm: &Kvm, states: Vec<VcpuState>) -> Result<Self, Error> {
-        Ok(Self {
+    pub fn new(states: Vec<VcpuState>) -> Self {
+        Self {
             states,
-            format: StateFormat::new(kvm)?,
             tsc_shift: OnceLock::new(),
-        })
+        }
     }
 
     /// The state of a vCPU, if the snapshot has that vCPU.
@@ -203,9 +201,9 @@ impl CpuRestore {
     ///
     /// # Errors
     /// KVM refuses something, or cannot do what the snapshot needs.
-    pub fn restore(&self, index: u32, vcpu: &VcpuFd) -> Result<(), Error> {
+    pub fn restore(&self, index: u32, vcpu: &VcpuFd, format: &StateFormat) -> Result<(), Error> {
         let state = self.state(index).ok_or(Error::NoVcpuState(index))?;
-        state.restore(vcpu, &self.format, &self.tsc_shift)
+        state.restore(vcpu, format, &self.tsc_shift)
     }
 }
 

@@ -13,6 +13,7 @@ use arch_x86_64::registers::Registers;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{Kvm, VcpuFd};
 
+use super::features::CpuFeatures;
 use super::requests::{Request, RunningVcpu};
 use super::state::StateFormat;
 use super::{Buses, Vcpu, setup};
@@ -55,6 +56,15 @@ impl Host {
             // Two vCPUs that ask at the same time find the same.
             None => StateFormat::new(&self.kvm).map(|format| self.state_format.get_or_init(|| format)),
         }
+    }
+
+    /// What a guest can be shown of its CPU.
+    ///
+    /// # Errors
+    /// KVM does not tell.
+    pub fn features(&self) -> Result<CpuFeatures, Error> {
+        let cpuid: Vec<_> = self.leaves()?.iter().map(setup::entry).collect();
+        Ok(CpuFeatures::shown(&cpuid, self.kind))
     }
 
     fn leaves(&self) -> Result<&[Leaf], Error> {

@@ -176,11 +176,12 @@ impl Guest {
 
     /// Gives this machine a state.
     pub fn restore_state(&self, saved: &Saved) {
-        let restore = CpuRestore::new(&self.kvm, saved.cpus.clone()).unwrap();
+        let restore = CpuRestore::new(saved.cpus.clone());
+        let format = StateFormat::new(&self.kvm).unwrap();
         thread::scope(|scope| {
             for (index, vcpu) in (0..).zip(&self.vcpus) {
-                let restore = &restore;
-                scope.spawn(move || restore.restore(index, vcpu).unwrap());
+                let (restore, format) = (&restore, &format);
+                scope.spawn(move || restore.restore(index, vcpu, format).unwrap());
             }
         });
         saved.machine.restore(&self.vm).unwrap();

@@ -131,8 +131,10 @@ fn kvm_a_state_that_this_host_cannot_have_is_refused_by_name() {
     let refusal = |change: &dyn Fn(&mut VcpuState)| {
         let mut state = saved.cpus[0].clone();
         change(&mut state);
-        let restore = super::super::CpuRestore::new(&guest.kvm, vec![state]).unwrap();
-        restore.restore(0, &guest.vcpus[0]).unwrap_err().to_string()
+        let restore = super::super::CpuRestore::new(vec![state]);
+        let format = super::super::StateFormat::new(&guest.kvm).unwrap();
+        let refused = restore.restore(0, &guest.vcpus[0], &format);
+        refused.unwrap_err().to_string()
     };
     let unknown = kvm_msr_entry {
         index: 0xdead,
