@@ -205,7 +205,7 @@ impl RunningVm {
     }
 
     /// Puts in order what the machine has in the host's file system, for who does not drop it.
-    pub fn remove_files(&self) {
+    pub fn close_files(&self) {
         let mut files = self.parts.files.lock().unwrap_or_else(PoisonError::into_inner);
         files.clear();
     }

@@ -112,7 +112,7 @@ impl Hosted {
             control.finish();
         }
         report(vm.config().name(), &end);
-        vm.remove_files();
+        vm.close_files();
         drop(self.directory);
         // Taking the machine apart takes KVM milliseconds; the kernel does it as the process goes.
         std::mem::forget(vm);

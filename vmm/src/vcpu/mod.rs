@@ -7,6 +7,8 @@ mod requests;
 mod reset;
 mod setup;
 pub mod state;
+#[cfg(test)]
+pub mod testing;
 mod thread;
 
 use std::ops::ControlFlow;

@@ -6,14 +6,14 @@ mod instructions;
 mod syscall;
 
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_dtable, kvm_regs, kvm_segment, kvm_userspace_memory_region,
-    kvm_xcrs,
+    KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_regs, kvm_userspace_memory_region, kvm_xcrs,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::fallback::cpu::control;
 use super::{PvmVcpu, mask_cpuid, prepare_vm};
+use crate::vcpu::testing;
 
 const RAM: usize = 8 << 20;
 const GDT: u64 = 0x500;
@@ -102,37 +102,8 @@ impl Guest {
     }
 
     fn set_system_registers(&mut self) {
-        let mut sregs = self.vcpu.get_sregs().unwrap();
-        let code = kvm_segment {
-            limit: u32::MAX,
-            selector: 0x10,
-            type_: 11,
-            present: 1,
-            s: 1,
-            l: 1,
-            g: 1,
-            ..Default::default()
-        };
-        let data = kvm_segment {
-            selector: 0x18,
-            type_: 3,
-            l: 0,
-            db: 1,
-            ..code
-        };
-        sregs.cs = code;
-        (sregs.ss, sregs.ds, sregs.es, sregs.fs, sregs.gs) = (data, data, data, data, data);
-        sregs.gdt = kvm_dtable {
-            base: GDT,
-            limit: 0x37,
-            ..Default::default()
-        };
-        sregs.idt = kvm_dtable {
-            base: IDT,
-            limit: 32 * 16 - 1,
-            ..Default::default()
-        };
-        sregs.cr3 = PML4;
+        let reset = self.vcpu.get_sregs().unwrap();
+        let mut sregs = testing::flat(reset, (GDT, 0x37), (IDT, 32 * 16 - 1), PML4);
         // PG, WP, NE, MP, PE; PAE, OSFXSR, OSXMMEXCPT, FSGSBASE, OSXSAVE; LME, LMA, NXE.
         sregs.cr0 = control::CR0_PG | control::CR0_WP | control::CR0_NE | control::CR0_MP | 1;
         sregs.cr4 = 1 << 5 | control::CR4_OSFXSR | 1 << 10 | control::CR4_FSGSBASE | control::CR4_OSXSAVE;

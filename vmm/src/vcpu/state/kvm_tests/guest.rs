@@ -6,10 +6,7 @@ use std::thread;
 
 use arch_x86_64::layout;
 use devices::{BusDevice, GuestRequest};
-use kvm_bindings::{
-    KVM_PIT_SPEAKER_DUMMY, kvm_dtable, kvm_pit_config, kvm_regs, kvm_segment, kvm_sregs,
-    kvm_userspace_memory_region,
-};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_regs, kvm_sregs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -17,7 +14,7 @@ use super::super::{CpuRestore, StateFormat, VcpuState};
 use crate::host::HostKind;
 use crate::machine_state::MachineState;
 use crate::vcpu::exit::{self, Buses, Next};
-use crate::vcpu::setup;
+use crate::vcpu::{setup, testing};
 
 const RAM: usize = 4 << 20;
 const GDT: u64 = 0x500;
@@ -249,41 +246,10 @@ fn through_cbor<T: serde::Serialize + serde::de::DeserializeOwned>(value: &T) ->
 
 /// 64-bit mode at CPL 0, with SSE and AVX.
 fn long_mode(reset: kvm_sregs) -> kvm_sregs {
-    let code = kvm_segment {
-        limit: u32::MAX,
-        selector: 0x10,
-        type_: 11,
-        present: 1,
-        s: 1,
-        l: 1,
-        g: 1,
-        ..Default::default()
-    };
-    let data = kvm_segment {
-        selector: 0x18,
-        type_: 3,
-        l: 0,
-        db: 1,
-        ..code
-    };
-    let table = |base, limit| kvm_dtable {
-        base,
-        limit,
-        ..Default::default()
-    };
     kvm_sregs {
-        cs: code,
-        ss: data,
-        ds: data,
-        es: data,
-        fs: data,
-        gs: data,
-        gdt: table(GDT, 0x1f),
-        idt: table(IDT, 0xfff),
-        cr3: PML4,
         cr0: 0x8005_0033 & !(1 << 18),            // PG, WP, NE, ET, MP, PE
         cr4: 1 << 5 | 1 << 9 | 1 << 10 | 1 << 18, // PAE, OSFXSR, OSXMMEXCPT, OSXSAVE
         efer: 1 << 10 | 1 << 8,                   // LMA, LME
-        ..reset
+        ..testing::flat(reset, (GDT, 0x1f), (IDT, 0xfff), PML4)
     }
 }
