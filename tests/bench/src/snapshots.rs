@@ -28,6 +28,8 @@ const RESTORE_LIMIT: f64 = 5.0;
 const CLONES_LIMIT: f64 = 1.5;
 /// MiB of memory of an idle clone's own.
 const CLONE_MEMORY_LIMIT: f64 = 1.5;
+/// What a snapshot of a restored guest may take, in snapshots of one that was not.
+const OF_RESTORED_LIMIT: f64 = 1.5;
 const REWIND_LIMIT: f64 = 10.0;
 const RUNS: usize = 7;
 const CLONES: u32 = 100;
@@ -39,6 +41,7 @@ const DIFFS: usize = 7;
 pub fn measure(table: &mut Table) {
     pauses(table, "128M", "64M");
     pauses(table, "1G", "512M");
+    of_restored(table);
     diffs(table);
     restores(table, "128M");
     restores(table, "1G");
@@ -58,21 +61,27 @@ impl Named {
     /// Starts a guest with these arguments of `posada run`.
     pub fn start(arguments: &[&str]) -> Self {
         let directory = TempDir::new().expect("a directory for snapshots");
-        let mut guest = command(directory.as_path())
-            .args(["run", "--name", NAME])
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("posada starts");
-        let output = Output::of(guest.stdout.take().expect("its output is piped"));
-        let stdin = guest.stdin.take().expect("its input is piped");
+        let (guest, stdin, output) = spawn(
+            command(directory.as_path())
+                .args(["run", "--name", NAME])
+                .args(arguments),
+        );
         Self {
             directory,
             guest,
             stdin,
             output: Some(output),
         }
+    }
+
+    /// Ends the guest, and goes on with another one from its snapshot.
+    fn restore(&mut self, snapshot: &str) {
+        // Fails only when it has ended.
+        let _ = self.guest.kill();
+        self.guest.wait().expect("the guest ends");
+        let place = self.place(snapshot);
+        let (guest, stdin, output) = spawn(command(self.directory.as_path()).arg("restore").arg(place));
+        (self.guest, self.stdin, self.output) = (guest, stdin, Some(output));
     }
 
     pub fn wait_for(&mut self, beginning: &str) {
@@ -125,6 +134,15 @@ impl Drop for Named {
     }
 }
 
+/// Starts a guest that can be heard and told.
+fn spawn(command: &mut Command) -> (Child, ChildStdin, Output) {
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut guest = command.spawn().expect("posada starts");
+    let output = Output::of(guest.stdout.take().expect("its output is piped"));
+    let stdin = guest.stdin.take().expect("its input is piped");
+    (guest, stdin, output)
+}
+
 const NAME: &str = "bench";
 
 /// posada, for which only the guests in `directory` run.
@@ -160,6 +178,30 @@ fn pauses(table: &mut Table, memory: &str, touch: &str) {
         figure("state-us"),
         "ms",
         STATE_LIMIT,
+    );
+}
+
+/// Full snapshots until they are on the disk, of a restored guest beside those of the one that it was restored from.
+fn of_restored(table: &mut Table) {
+    let mut guest = Named::counting("128M", "touch=64M");
+    let took = |guest: &Named| {
+        let taken = guest.ask("snapshot", "next", &[]);
+        fs::remove_dir_all(guest.place("next")).expect("a snapshot can be removed");
+        millis(&taken, "took-us")
+    };
+    let before: Vec<_> = (0..RUNS).map(|_| took(&guest)).collect();
+    guest.ask("snapshot", "s", &["--stop"]);
+    let pairs = before.into_iter().map(|before| {
+        guest.restore("s");
+        guest.count();
+        (took(&guest), before)
+    });
+    let pairs: Vec<_> = pairs.collect();
+    table.ratio(
+        "snapshot: all of it, of a restored guest",
+        &pairs,
+        "ms",
+        OF_RESTORED_LIMIT,
     );
 }
 

@@ -53,16 +53,22 @@ pub struct Frozen {
 
 impl Frozen {
     /// Begins to write `ranges` of `memory`, as they are now, into `file`, which
-    /// [`create`](super::memory_file::create) made.
+    /// [`create`](super::memory_file::create) made. `holes` are pages that
+    /// [come from holes](super::image::MemoryImage::holes) in the files that the memory is mapped from.
     ///
     /// Called while the guest and its devices rest; they may go on when it returns.
     ///
     /// # Errors
     /// There cannot be another process or as much memory for its page tables.
-    pub fn begin(memory: &GuestMemory, ranges: &PageRanges, file: &File) -> Result<Self, FrozenError> {
+    pub fn begin(
+        memory: &GuestMemory,
+        ranges: &PageRanges,
+        holes: &PageRanges,
+        file: &File,
+    ) -> Result<Self, FrozenError> {
         let chunks = total(memory).div_ceil(CHUNK) as usize;
         let sums = SharedSums::new(chunks).map_err(FrozenError::Fork)?;
-        let mut job = Job::new(memory, ranges, file, sums.as_slice()).map_err(FrozenError::Fork)?;
+        let mut job = Job::new(memory, ranges, holes, file, sums.as_slice()).map_err(FrozenError::Fork)?;
         // SAFETY: `in_child` does system calls on its arguments and computes; it takes no lock that another thread may have
         // held at the fork, and ends without a panic.
         let child = unsafe { fork(|| in_child(&mut job, file.as_raw_fd())) }.map_err(FrozenError::Fork)?;

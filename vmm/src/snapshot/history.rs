@@ -88,6 +88,11 @@ impl History {
         self.mapped.as_ref()
     }
 
+    /// The pages of the machine's memory that come from holes in the files that it is mapped from, if it is.
+    pub fn holes(&self) -> PageRanges {
+        self.mapped.as_ref().map(MemoryImage::holes).unwrap_or_default()
+    }
+
     /// Has what is written recorded from now on. While the guest runs: KVM may take milliseconds.
     ///
     /// # Errors

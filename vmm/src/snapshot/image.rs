@@ -167,6 +167,15 @@ impl MemoryImage {
         Ok(())
     }
 
+    /// The pages that come from holes in the files: zeros, as long as they are not written.
+    pub fn holes(&self) -> PageRanges {
+        let mut holes = PageRanges::default();
+        for part in &self.parts {
+            self.files[part.file].add_holes(part.pages.clone(), &mut holes);
+        }
+        holes
+    }
+
     /// Whether both are made of the same pages of the same files.
     fn is_same(&self, other: &Self) -> bool {
         let same = |(left, right): (&MemoryFile, &MemoryFile)| left.is_same(right);

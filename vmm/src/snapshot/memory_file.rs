@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
 
 use crc32fast::Hasher;
+use libc::c_int;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -122,7 +123,7 @@ pub fn create(path: &Path, len: u64) -> io::Result<File> {
 /// The file system is full or fails, or the kernel does not tell of the memory's mappings.
 pub fn write(memory: &GuestMemory, ranges: &PageRanges, file: &File) -> io::Result<Checksums> {
     let sums = Checksums::of(total(memory));
-    Job::new(memory, ranges, file, &sums)?
+    Job::new(memory, ranges, &PageRanges::default(), file, &sums)?
         .run(|| true)
         .map_err(io::Error::from_raw_os_error)?;
     Ok(Checksums(sums.into_iter().map(AtomicU32::into_inner).collect()))
@@ -241,14 +242,36 @@ impl MemoryFile {
         Ok(())
     }
 
+    /// Adds to `holes` those of `pages`, which are behind the ones that it has, in which the file has no data.
+    pub(super) fn add_holes(&self, pages: Range<u64>, holes: &mut PageRanges) {
+        let mut at = pages.start;
+        while at < pages.end {
+            let data = (self.data_from(at * PAGE_SIZE) / PAGE_SIZE).min(pages.end);
+            holes.push(at..data);
+            let hole = self.hole_from(data * PAGE_SIZE).div_ceil(PAGE_SIZE);
+            at = hole.max(data + 1);
+        }
+    }
+
     /// Where data is at or behind `offset`, or no place; a file system that does not know of holes has it everywhere.
     fn data_from(&self, offset: u64) -> u64 {
+        self.seek(offset, libc::SEEK_DATA).unwrap_or(offset)
+    }
+
+    /// Where a hole is at or behind `offset`: at the file's end at last.
+    fn hole_from(&self, offset: u64) -> u64 {
+        self.seek(offset, libc::SEEK_HOLE).unwrap_or(u64::MAX)
+    }
+
+    /// Where the next of `what` is; no place if it is behind the file's end.
+    fn seek(&self, offset: u64, what: c_int) -> io::Result<u64> {
         // SAFETY: takes a descriptor and no memory; nobody uses the descriptor's position.
-        let data = unsafe { libc::lseek(self.file.as_raw_fd(), offset as i64, libc::SEEK_DATA) };
-        match u64::try_from(data) {
-            Ok(data) => data,
-            Err(_) if io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO) => u64::MAX,
-            Err(_) => offset,
+        let found = unsafe { libc::lseek(self.file.as_raw_fd(), offset as i64, what) };
+        let error = io::Error::last_os_error();
+        match u64::try_from(found) {
+            Ok(found) => Ok(found),
+            Err(_) if error.raw_os_error() == Some(libc::ENXIO) => Ok(u64::MAX),
+            Err(_) => Err(error),
         }
     }
 

@@ -58,11 +58,10 @@ impl PageMap {
         Ok(())
     }
 
-    /// Whether none of the `count` pages from the `first` one read is in memory or in swap. `false` if they were not read.
-    pub(super) fn all_absent(&self, first: usize, count: usize) -> bool {
+    /// Whether this page of those read, counted from 0, may be this process's own. `true` if it was not read.
+    pub(super) fn may_be_own(&self, page: usize) -> bool {
         let read = self.entries.get(..self.valid).unwrap_or_default();
-        let pages = read.get(first..first.saturating_add(count));
-        pages.is_some_and(|pages| pages.iter().all(|entry| entry & (PRESENT | SWAPPED) == 0))
+        read.get(page).is_none_or(|&entry| is_own(entry))
     }
 }
 
@@ -73,6 +72,11 @@ impl Drop for PageMap {
             unsafe { libc::close(self.file) };
         }
     }
+}
+
+/// Whether a page is neither missing nor a file's: one of anonymous memory, or a private copy of a file's.
+fn is_own(entry: u64) -> bool {
+    entry & SWAPPED != 0 || entry & (PRESENT | OF_FILE) == PRESENT
 }
 
 /// The pages of `memory` for which `choose` wants their entries.
@@ -109,9 +113,7 @@ pub fn present(memory: &GuestMemory) -> io::Result<PageRanges> {
 /// # Errors
 /// /proc/self/pagemap cannot be read.
 pub fn private(memory: &GuestMemory) -> io::Result<PageRanges> {
-    choose(memory, |entry| {
-        entry & SWAPPED != 0 || entry & (PRESENT | OF_FILE) == PRESENT
-    })
+    choose(memory, is_own)
 }
 
 /// The pages of `memory`, which was mapped from a snapshot, that are not the snapshot's any more: written, or given back to the host.

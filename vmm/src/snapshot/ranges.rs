@@ -90,6 +90,12 @@ impl PageRanges {
         filled
     }
 
+    /// Whether this page is one of them.
+    pub fn contains(&self, page: u64) -> bool {
+        let next = self.0.partition_point(|run| run.end <= page);
+        self.0.get(next).is_some_and(|run| run.start <= page)
+    }
+
     /// The runs, in pages.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Range<u64>> + '_ {
         self.0.iter().cloned()
@@ -193,6 +199,7 @@ mod tests {
             ranges.add_bitmap(first, words.iter().copied());
             let bit = |page: &u64| words[(page / 64) as usize] >> (page % 64) & 1 == 1;
             let expected: BTreeSet<u64> = (0..64 * words.len() as u64).filter(bit).map(|page| page + first).collect();
+            prop_assert!((0..600).all(|page| ranges.contains(page) == expected.contains(&page)));
             prop_assert_eq!(set(&ranges), expected);
             prop_assert!(is_in_order(&ranges));
         }

@@ -69,12 +69,13 @@ pub fn take(vm: &RunningVm, options: &SnapshotOptions) -> Result<Taken, Snapshot
         history.fetch(vm)?;
     }
     history.record(vm)?;
+    let holes = history.holes();
     // Most of what has to reach the disk does so while the guest still runs.
     vm.settle_disks().map_err(failed("disks"))?;
 
     let paused = Instant::now();
     vm.pause()?;
-    let frost = freeze(vm, &mut history, options, &config, &file);
+    let frost = freeze(vm, &mut history, options, &config, (&file, &holes));
     let rests = options.stop && frost.is_ok();
     if !rests {
         vm.resume();
@@ -115,7 +116,7 @@ fn freeze(
     history: &mut History,
     options: &SnapshotOptions,
     config: &VmConfig,
-    file: &File,
+    (file, holes): (&File, &PageRanges),
 ) -> Result<Frost, SnapshotError> {
     // Later would be a change to an overlay since the snapshot.
     vm.settle_disks().map_err(failed("disks"))?;
@@ -130,7 +131,7 @@ fn freeze(
     Ok(Frost {
         vm: state,
         disks,
-        memory: Frozen::begin(vm.memory(), pages, file)?,
+        memory: Frozen::begin(vm.memory(), pages, holes, file)?,
         diff,
         state_took,
     })

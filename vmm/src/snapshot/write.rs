@@ -28,8 +28,6 @@ struct Piece {
     offset: u64,
     len: usize,
     chunk: usize,
-    /// Anonymous memory: a page that is not there is zero.
-    anonymous: bool,
 }
 
 /// The copying of guest memory, prepared.
@@ -40,6 +38,9 @@ pub(super) struct Job<'a> {
     /// Summed up, a block of zeros.
     zeros: Hasher,
     pages: PageMap,
+    /// Pages that are zero unless this process has one of its own in their place, either set.
+    anonymous: PageRanges,
+    holes: &'a PageRanges,
     sums: &'a [AtomicU32],
     /// Keeps mapped what `pieces` point to.
     _memory: GuestMemory,
@@ -47,12 +48,14 @@ pub(super) struct Job<'a> {
 
 impl<'a> Job<'a> {
     /// Prepares to copy `ranges` of `memory` into `file`, in which there are only holes, and the checksum of each chunk to `sums`, all 0.
+    /// `holes` are pages that come from holes in the files that the memory is mapped from.
     ///
     /// # Errors
     /// The kernel does not say what of the memory is anonymous.
     pub(super) fn new(
         memory: &GuestMemory,
         ranges: &PageRanges,
+        holes: &'a PageRanges,
         file: &impl AsRawFd,
         sums: &'a [AtomicU32],
     ) -> io::Result<Self> {
@@ -64,10 +67,12 @@ impl<'a> Job<'a> {
         }
         Ok(Self {
             file: file.as_raw_fd(),
-            pieces: plan(memory, ranges, &pages::anonymous(memory)?),
+            pieces: plan(memory, ranges),
             buffer: vec![0; BLOCK],
             zeros,
             pages: PageMap::new((CHUNK / PAGE_SIZE) as usize),
+            anonymous: pages::anonymous_pages(memory)?,
+            holes,
             sums,
             _memory: memory.clone(),
         })
@@ -95,45 +100,59 @@ impl<'a> Job<'a> {
         let Some(sum) = self.sums.get(piece.chunk) else {
             return Err(libc::EINVAL);
         };
-        if piece.anonymous {
-            self.pages.read(piece.host as usize, piece.len)?;
-        }
+        self.pages.read(piece.host as usize, piece.len)?;
         let mut hasher = Hasher::new_with_initial(sum.load(Ordering::Relaxed));
         for done in (0..piece.len).step_by(BLOCK) {
             let len = (piece.len.saturating_sub(done)).min(BLOCK);
-            let absent = piece.anonymous && self.pages.all_absent(done / PAGE, len.div_ceil(PAGE));
-            if absent && len == BLOCK {
+            let pages = done / PAGE..(done + len).div_ceil(PAGE);
+            if len == BLOCK && pages.clone().all(|page| self.is_zero(piece, page)) {
                 hasher.combine(&self.zeros);
                 continue;
             }
-            let Some(block) = self.buffer.get_mut(..len) else {
+            self.gather(piece, pages)?;
+            let Some(block) = self.buffer.get(..len) else {
                 return Err(libc::EINVAL);
             };
-            if absent {
-                block.fill(0);
-            } else {
-                // SAFETY: the piece has `len` bytes from `done` on in a region of guest memory, of which the job has a share,
-                // and `block` is as long, in memory of this process's own. No reference is made to guest memory: bytes that
-                // are written at the same time come out as any of their values.
-                unsafe {
-                    std::ptr::copy_nonoverlapping(piece.host.wrapping_add(done), block.as_mut_ptr(), len)
-                };
-            }
             hasher.update(block);
             write_block(self.file, block, piece.offset.wrapping_add(done as u64))?;
         }
         sum.store(hasher.finalize(), Ordering::Relaxed);
         Ok(())
     }
+
+    /// Whether a page of `piece`, whose page map has been read, is known to be zero without a look at it, which would have the
+    /// kernel make a page.
+    fn is_zero(&self, piece: &Piece, page: usize) -> bool {
+        let at = (piece.offset / PAGE_SIZE).wrapping_add(page as u64);
+        !self.pages.may_be_own(page) && (self.anonymous.contains(at) || self.holes.contains(at))
+    }
+
+    /// Copies a block of `piece`, which has these pages, to the buffer.
+    fn gather(&mut self, piece: &Piece, pages: Range<usize>) -> Result<(), c_int> {
+        for (page, at) in pages.zip((0..BLOCK).step_by(PAGE)) {
+            let zero = self.is_zero(piece, page);
+            let start = page.wrapping_mul(PAGE);
+            let len = piece.len.saturating_sub(start).min(PAGE);
+            let Some(into) = self.buffer.get_mut(at..at.wrapping_add(len)) else {
+                return Err(libc::EINVAL);
+            };
+            if zero {
+                into.fill(0);
+                continue;
+            }
+            // SAFETY: the piece has `len` bytes from `start` on in a region of guest memory, of which the job has a share, and
+            // `into` is as long, in memory of this process's own. No reference is made to guest memory: bytes that are written at
+            // the same time come out as any of their values.
+            unsafe { std::ptr::copy_nonoverlapping(piece.host.wrapping_add(start), into.as_mut_ptr(), len) };
+        }
+        Ok(())
+    }
 }
 
 /// Splits `ranges` where regions and chunks end.
-fn plan(memory: &GuestMemory, ranges: &PageRanges, anonymous: &[Range<usize>]) -> Vec<Piece> {
+fn plan(memory: &GuestMemory, ranges: &PageRanges) -> Vec<Piece> {
     let mut pieces = Vec::with_capacity(ranges.runs());
     for (host, offset, len) in pages::parts(memory, ranges) {
-        let anonymous = anonymous
-            .iter()
-            .any(|vma| vma.start <= host as usize && host as usize + len as usize <= vma.end);
         let end = offset + len;
         let mut at = offset;
         while at < end {
@@ -143,7 +162,6 @@ fn plan(memory: &GuestMemory, ranges: &PageRanges, anonymous: &[Range<usize>]) -
                 offset: at,
                 len: (to - at) as usize,
                 chunk: (at / CHUNK) as usize,
-                anonymous,
             });
             at = to;
         }

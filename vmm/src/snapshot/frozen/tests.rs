@@ -11,6 +11,11 @@ use crate::snapshot::memory_file::{self, MemoryFile};
 use crate::snapshot::ranges::PAGE_SIZE;
 use crate::snapshot::testing::{Directory, all, contents, fill, memory};
 
+/// Of memory that no file is behind.
+fn begin(memory: &GuestMemory, ranges: &PageRanges, file: &File) -> Result<Frozen, FrozenError> {
+    Frozen::begin(memory, ranges, &PageRanges::default(), file)
+}
+
 #[test]
 fn memory_is_written_as_it_was_however_it_changes_meanwhile() {
     let directory = Directory::new("frozen-changing");
@@ -24,7 +29,7 @@ fn memory_is_written_as_it_was_however_it_changes_meanwhile() {
         let file = memory_file::create(&path, len).unwrap();
         let ended = AtomicBool::new(false);
         let sums = thread::scope(|scope| {
-            let frozen = Frozen::begin(&memory, &all(&memory), &file).unwrap();
+            let frozen = begin(&memory, &all(&memory), &file).unwrap();
             scope.spawn(|| {
                 let mut value = round;
                 while !ended.load(Ordering::Relaxed) {
@@ -54,7 +59,7 @@ fn a_child_writes_what_the_process_itself_would() {
         .for_each(|page| fill(&memory, page, 9));
     let ranges = PageRanges::try_from(vec![(2, 700), (760, 20), (1800, 1)]).unwrap();
     let file = memory_file::create(&directory.file("child"), len).unwrap();
-    let by_child = Frozen::begin(&memory, &ranges, &file).unwrap().wait().unwrap();
+    let by_child = begin(&memory, &ranges, &file).unwrap().wait().unwrap();
     let file = memory_file::create(&directory.file("self"), len).unwrap();
     assert_eq!(by_child, memory_file::write(&memory, &ranges, &file).unwrap());
     assert!(fs::read(directory.file("child")).unwrap() == fs::read(directory.file("self")).unwrap());
@@ -65,7 +70,7 @@ fn its_descriptor_tells_that_it_has_ended() {
     let directory = Directory::new("frozen-poll");
     let memory = memory();
     let file = memory_file::create(&directory.file("memory"), total(&memory)).unwrap();
-    let frozen = Frozen::begin(&memory, &all(&memory), &file).unwrap();
+    let frozen = begin(&memory, &all(&memory), &file).unwrap();
     let mut waiting = [PollFd::new(frozen.as_fd(), PollFlags::POLLIN)];
     assert_eq!(poll(&mut waiting, PollTimeout::from(60_000u16)).unwrap(), 1);
     frozen.wait().unwrap();
@@ -77,10 +82,7 @@ fn a_full_disk_is_an_error_with_its_cause() {
     fill(&memory, 3, 1);
     // Every write to it ends as on a full disk.
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let error = Frozen::begin(&memory, &all(&memory), &full)
-        .unwrap()
-        .wait()
-        .unwrap_err();
+    let error = begin(&memory, &all(&memory), &full).unwrap().wait().unwrap_err();
     assert!(matches!(&error, FrozenError::Write(cause) if cause.raw_os_error() == Some(libc::ENOSPC)));
     assert!(error.to_string().contains("No space left on device"), "{error}");
     let error = memory_file::write(&memory, &all(&memory), &full).unwrap_err();

@@ -1,11 +1,14 @@
 //! Memory that is mapped from files, written, and put back.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::snapshot::frozen::Frozen;
 use crate::snapshot::memory_file::{Checksums, create, write};
 use crate::snapshot::testing::{Directory, all, contents, fill};
 
@@ -86,11 +89,8 @@ fn a_guest_goes_back_to_an_image_that_it_was_not_mapped_from() {
     assert!(contents(&memory) == before);
 }
 
-#[test]
-fn what_a_guest_gave_back_to_the_host_comes_back() {
-    let directory = Directory::in_memory("image-given-back");
-    let (image, before) = snapshot(&directory);
-    let memory = image.map().unwrap();
+/// Has three pages from the seventh on given back to the host, as a balloon does.
+fn give_back(memory: &GuestMemory) {
     let region = memory.iter().next().unwrap();
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
     let hole = region.as_ptr().wrapping_add(7 * PAGE_SIZE as usize);
@@ -106,6 +106,46 @@ fn what_a_guest_gave_back_to_the_host_comes_back() {
         )
     };
     assert_eq!(mapped, hole.cast());
+}
+
+#[test]
+fn a_snapshot_of_a_mapped_guest_has_everything_and_leaves_holes_unread() {
+    let directory = Directory::in_memory("image-holes");
+    let (full, _) = snapshot(&directory);
+    let guest = full.map().unwrap();
+    fill(&guest, 20, 9);
+    let changed = PageRanges::try_from(vec![(20, 1), (600, 300)]).unwrap();
+    let (diff, _) = save(&guest, &changed, &directory.file("diff"));
+    let open = || MemoryFile::open(&directory.file("memory"), full.bytes()).unwrap();
+    let image = MemoryImage::new(open(), vec![(diff, changed)]).unwrap();
+    let memory = image.map().unwrap();
+    // Over a hole, over data, and over the file's last page.
+    [5, 14, PAGES - 1]
+        .iter()
+        .for_each(|&page| fill(&memory, page, 44));
+    give_back(&memory);
+
+    // A page that is read is one that the file has from then on, on this file system.
+    let pages = |name: &str| fs::metadata(directory.file(name)).unwrap().blocks();
+    let before = ["memory", "diff"].map(pages);
+    let file = create(&directory.file("next"), total(&memory)).unwrap();
+    let frozen = Frozen::begin(&memory, &all(&memory), &image.holes(), &file).unwrap();
+    let sums = frozen.wait().unwrap();
+    assert_eq!(["memory", "diff"].map(pages), before);
+    MemoryFile::open(&directory.file("next"), total(&memory))
+        .unwrap()
+        .verify(&all(&memory), &sums)
+        .unwrap();
+    let written = fs::read(directory.file("next")).unwrap();
+    assert!(written == contents(&memory));
+}
+
+#[test]
+fn what_a_guest_gave_back_to_the_host_comes_back() {
+    let directory = Directory::in_memory("image-given-back");
+    let (image, before) = snapshot(&directory);
+    let memory = image.map().unwrap();
+    give_back(&memory);
     assert!(contents(&memory) != before);
     assert_eq!(Vec::from(pages::anonymous_pages(&memory).unwrap()), [(7, 3)]);
     image.rewind(&memory, Some(&image)).unwrap();
