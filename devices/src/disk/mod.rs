@@ -21,7 +21,7 @@ pub use durability::{Durability, Flush};
 pub use engine::{Engine, EngineKind, Layer, Operation};
 pub use error::{DiskError, Holder, NoImage};
 pub use overlay::{Commit, Overlay, OverlayError};
-pub use reflink::{ReflinkError, reflink};
+pub use reflink::{ReflinkError, reflink, share_data};
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -284,6 +284,14 @@ impl fmt::Display for Image {
             Some(overlay) => write!(f, " over '{}'", overlay.base_path().display()),
         }
     }
+}
+
+/// Locks `file`, open for writing, the image at `path`, until it is closed: nobody else may have it.
+///
+/// # Errors
+/// Somebody has.
+pub fn lock_alone(file: &File, path: &Path) -> Result<(), DiskError> {
+    lock::lock(file, false).map_err(|error| DiskError::lock(path, error))
 }
 
 /// A file that is a disk.

@@ -79,6 +79,18 @@ impl Image {
     }
 }
 
+/// Has `to`, open for writing, be what `from` is, up to that one's length, until one of them is written.
+///
+/// # Errors
+/// The file system cannot, or they are on different ones. `to` is what it was.
+pub fn share_data(from: &File, to: &File) -> io::Result<()> {
+    // SAFETY: takes two descriptors, both open, and no memory.
+    match unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 fn unsupported(image: &Path, copy: &Path, source: io::Error) -> ReflinkError {
     ReflinkError::Unsupported {
         image: image.to_owned(),
@@ -90,17 +102,12 @@ fn unsupported(image: &Path, copy: &Path, source: io::Error) -> ReflinkError {
 fn share(file: &File, image: &Path, copy: &Path) -> Result<(), ReflinkError> {
     let mut refused = false;
     let clone = |new: &File| {
-        // SAFETY: takes two descriptors, both open, and no memory.
-        let done = unsafe { libc::ioctl(new.as_raw_fd(), libc::FICLONE, file.as_raw_fd()) };
-        if done == 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        refused = matches!(
-            error.raw_os_error(),
-            Some(libc::EOPNOTSUPP | libc::ENOTTY | libc::EINVAL | libc::EXDEV | libc::ENOSYS)
-        );
-        Err(error)
+        share_data(file, new).inspect_err(|error| {
+            refused = matches!(
+                error.raw_os_error(),
+                Some(libc::EOPNOTSUPP | libc::ENOTTY | libc::EINVAL | libc::EXDEV | libc::ENOSYS)
+            );
+        })
     };
     let mode = file
         .metadata()

@@ -1,16 +1,18 @@
 //! `posada clone`: guests from a snapshot, in the background.
 
+use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use vmm::config::{Overrides, Replacement};
-use vmm::control::{self, Request};
+use vmm::config::{Overrides, Replacement, VmConfig};
+use vmm::control::{self, Answer, Request};
 use vmm::snapshot::{Snapshot, SnapshotOptions};
 
 use super::background::Starting;
+use super::snapshot::unexpected;
 use super::{Failure, print_json, say};
 
 pub const EXAMPLES: &str = "\
@@ -95,14 +97,28 @@ impl Clones {
             return Ok(Template::Given(self.what.clone()));
         }
         let name = self.what.to_string_lossy();
-        let directory = std::env::temp_dir().join(format!("posada-{name}-{}", std::process::id()));
+        let Answer::Config(config) = control::ask(&name, &Request::Config)? else {
+            return Err(unexpected());
+        };
+        let place = self.place_beside_disks(&config);
+        let directory = format!(".posada-{name}-{}", std::process::id());
+        let directory = place.clone().unwrap_or_else(env::temp_dir).join(directory);
         let options = SnapshotOptions {
             directory: directory.clone(),
             diff: false,
             stop: false,
+            disks: place.is_some(),
         };
         control::ask(&name, &Request::Snapshot(options))?;
         Ok(Template::Taken(directory))
+    }
+
+    /// Where copies can share their data with the disks that the running guest goes on writing to, if the clones need any.
+    fn place_beside_disks(&self, config: &VmConfig) -> Option<PathBuf> {
+        let disks = config.disks.iter().enumerate();
+        let shared = disks.filter(|(index, _)| !self.overrides.replaces_disk(config, *index));
+        let written = shared.filter_map(|(_, disk)| disk.written()).next()?;
+        written.parent().map(Path::to_owned)
     }
 
     fn start(&self, template: &Template, number: u32, name: &str) -> Result<Starting, Failure> {

@@ -17,18 +17,21 @@ pub const TAKE_EXAMPLES: &str = "\
 Examples:
   posada snapshot web /srv/web.1            the guest goes on
   posada snapshot web /srv/web.2 --diff     only what has changed since web.1
-  posada snapshot web /srv/web.3 --stop     the guest ends";
+  posada snapshot web /srv/web.3 --stop     the guest ends
+  posada snapshot web /srv/web.4 --disks    with what its disks hold, on btrfs or XFS";
 
 pub const RESTORE_EXAMPLES: &str = "\
 Examples:
   posada restore /srv/web.1
   posada restore /srv/web.1 --name web-b --disk root=b.img --net tap0=tap1
+  posada restore /srv/web.4 --disks                     its disks are again what they were
   posada restore /srv/web.1 --memory-from pages.sock    another process has its memory
 ";
 
 pub const REWIND_EXAMPLES: &str = "\
 Examples:
-  posada rewind web /srv/web.1";
+  posada rewind web /srv/web.1
+  posada rewind web /srv/web.4 --disks      its disks, too";
 
 /// Asks a running guest for a snapshot.
 #[derive(Args)]
@@ -43,6 +46,10 @@ pub struct Take {
     /// End the guest once the snapshot is taken
     #[arg(long)]
     stop: bool,
+    /// Keep copies of the disks that the guest writes to with the snapshot: they share their data where the file system can; else
+    /// they can only be made with --stop
+    #[arg(long)]
+    disks: bool,
     /// Print figures as JSON
     #[arg(long)]
     json: bool,
@@ -58,6 +65,9 @@ pub struct Restore {
     name: Option<String>,
     #[command(flatten)]
     overrides: Overrides,
+    /// Put the snapshot's copies of disks in place of those that have been written since: what was written is lost
+    #[arg(long = "disks", id = "disks-back")]
+    disks_back: bool,
     /// What of the guest's memory to read before it runs
     #[arg(long, value_name = "WHAT", default_value = "none")]
     prefault: Prefault,
@@ -86,6 +96,9 @@ pub struct Rewind {
     name: String,
     /// The snapshot, of this guest
     directory: PathBuf,
+    /// Take what its disks hold back, too, of which the snapshot must have copies: what was written since is lost
+    #[arg(long)]
+    disks: bool,
     /// Print figures as JSON
     #[arg(long)]
     json: bool,
@@ -98,6 +111,7 @@ impl Take {
             directory: absolute(&self.directory)?,
             diff: self.diff,
             stop: self.stop,
+            disks: self.disks,
         };
         let Answer::Taken(taken) = control::ask(&self.name, &Request::Snapshot(options))? else {
             return Err(unexpected());
@@ -131,6 +145,9 @@ impl Restore {
         if self.clone {
             hosted.make_own(&mut config, &self.overrides, &snapshot)?;
         }
+        if self.disks_back {
+            snapshot.put_disks_back(&config)?;
+        }
         let console: Box<dyn Write + Send> = match self.background {
             true => Box::new(hosted.console_file()?),
             false => Box::new(console::output()?),
@@ -153,6 +170,7 @@ impl Rewind {
     pub fn execute(self) -> Result<(), Failure> {
         let request = Request::Rewind {
             directory: absolute(&self.directory)?,
+            disks: self.disks,
         };
         let Answer::Rewound(rewound) = control::ask(&self.name, &request)? else {
             return Err(unexpected());
@@ -180,6 +198,6 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     })
 }
 
-fn unexpected() -> Failure {
+pub fn unexpected() -> Failure {
     Failure::Other("the guest answers something else: it runs another version of posada".to_owned())
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 pub use client::{ControlError, ask};
 pub use server::Control;
 
+use crate::config::VmConfig;
 use crate::snapshot::{Rewound, SnapshotOptions, Taken};
 
 /// What a running guest is asked for.
@@ -22,7 +23,12 @@ pub enum Request {
     Rewind {
         /// The snapshot's directory.
         directory: PathBuf,
+        /// What the guest's disks hold is put back, too.
+        #[serde(default)]
+        disks: bool,
     },
+    /// Say what it was built from.
+    Config,
 }
 
 /// What it answers.
@@ -33,6 +39,8 @@ pub enum Answer {
     Taken(Taken),
     /// The guest is where the snapshot was.
     Rewound(Rewound),
+    /// What the guest was built from, with absolute paths.
+    Config(Box<VmConfig>),
     /// It could not be done: a sentence.
     Failed(String),
 }

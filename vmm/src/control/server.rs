@@ -9,6 +9,7 @@ use std::time::Duration;
 use tracing::{debug, warn};
 
 use super::{Answer, Request};
+use crate::error::Doing;
 use crate::snapshot::{self, SnapshotError};
 use crate::vm::RunningVm;
 
@@ -77,6 +78,11 @@ fn converse(vm: &RunningVm, mut stream: UnixStream, turn: &Mutex<()>) -> io::Res
 fn answer(vm: &RunningVm, request: Request) -> Result<Answer, SnapshotError> {
     match request {
         Request::Snapshot(options) => snapshot::take(vm, &options).map(Answer::Taken),
-        Request::Rewind { directory } => snapshot::rewind(vm, &directory).map(Answer::Rewound),
+        Request::Rewind { directory, disks } => snapshot::rewind(vm, &directory, disks).map(Answer::Rewound),
+        Request::Config => {
+            let config = vm.config().clone().with_absolute_paths();
+            let config = config.doing("tell where the guest's files are")?;
+            Ok(Answer::Config(Box::new(config)))
+        }
     }
 }

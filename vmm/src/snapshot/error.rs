@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use devices::disk::ReflinkError;
+use devices::disk::DiskError;
 use thiserror::Error;
 
 use super::format::FormatError;
@@ -70,7 +70,7 @@ pub enum SnapshotError {
     Cpu(String),
     /// A disk is not what the guest remembers.
     #[error(
-        "the disk '{path}' {what} since the snapshot was taken, which would confuse its guest: give a copy from then with \
+        "the disk '{path}' {what} since the snapshot was taken, which would confuse its guest: {remedy} a copy from then with \
          --disk ID=PATH", path = path.display()
     )]
     Disk {
@@ -78,6 +78,51 @@ pub enum SnapshotError {
         path: PathBuf,
         /// What has happened.
         what: String,
+        /// What else there is to do.
+        remedy: &'static str,
+    },
+    /// A running guest's disk has no name any more.
+    #[error("the guest's disk '{path}' is not where it was: {source}", path = path.display())]
+    DiskGone {
+        /// The image.
+        path: PathBuf,
+        /// Why it cannot be seen.
+        source: io::Error,
+    },
+    /// A disk cannot be copied into the snapshot.
+    #[error("cannot copy the guest's disk '{path}' into the snapshot: {source}{remedy}", path = path.display())]
+    CopyDisk {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+        /// What the user can do, if anything.
+        remedy: &'static str,
+    },
+    /// A disk is to be put back, and the snapshot does not have it.
+    #[error(
+        "the disk '{path}' has changed since the snapshot was taken, and the snapshot has no copy of it: take snapshots with \
+         --disks, to be able to put disks back", path = .0.display()
+    )]
+    NoCopy(PathBuf),
+    /// A disk is to be put back that somebody uses.
+    #[error("it cannot be put back: {0}")]
+    DiskInUse(#[from] DiskError),
+    /// A disk is to be put back in a guest that knows which of its sectors are its own.
+    #[error(
+        "the overlay '{path}' cannot be put back while its guest runs: end the guest, and restore the snapshot with --disks",
+        path = .0.display()
+    )]
+    OverlayRuns(PathBuf),
+    /// A disk cannot be put back.
+    #[error("cannot put the disk '{path}' back from its copy '{copy}': {source}", path = path.display(), copy = copy.display())]
+    PutBack {
+        /// The image.
+        path: PathBuf,
+        /// Its copy.
+        copy: PathBuf,
+        /// Why not.
+        source: io::Error,
     },
     /// The guest's disk is not one that the snapshot knows.
     #[error(
@@ -86,27 +131,16 @@ pub enum SnapshotError {
     )]
     OtherDisk(PathBuf),
     /// There can be no file for what the guest writes.
-    #[error("cannot make room for the guest's own disk: '{path}' cannot be removed: {source}", path = path.display())]
-    OwnDisk {
-        /// What is in the way.
-        path: PathBuf,
-        /// Why it stays.
-        source: io::Error,
-    },
-    /// The file system has no copies by reflink of an overlay that is to be several guests'.
     #[error(
-        "each guest needs a copy of the overlay '{path}', and beside the guest's files none can share its data: {source}; give \
-         each a copy of its own with --disk ID=BASE,overlay=COPY", path = path.display()
+        "cannot make the guest's own disk '{path}': {source}; name another place with --disk ID=BASE,overlay=FILE",
+        path = path.display()
     )]
-    CopyOverlay {
-        /// The overlay.
+    OwnDisk {
+        /// Where it was to be.
         path: PathBuf,
-        /// Why there is no copy.
+        /// Why it is not.
         source: io::Error,
     },
-    /// An overlay cannot be copied.
-    #[error(transparent)]
-    Reflink(ReflinkError),
     /// The guest does not come to rest, or has ended.
     #[error(transparent)]
     Guest(#[from] RequestError),

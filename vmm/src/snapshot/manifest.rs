@@ -81,6 +81,9 @@ pub struct DiskRecord {
     pub size: u64,
     /// When it was written last: seconds and nanoseconds since 1970. A block device does not tell.
     pub modified: Option<(i64, i64)>,
+    /// The name of its copy in the snapshot's directory, if there is one.
+    #[serde(default)]
+    pub copy: Option<String>,
 }
 
 impl DiskRecord {
@@ -93,12 +96,13 @@ impl DiskRecord {
         written.map(|path| Self::of(path.to_owned())).collect()
     }
 
-    fn of(path: PathBuf) -> Result<Self, SnapshotError> {
-        let metadata = fs::metadata(&path).map_err(|source| SnapshotError::Disk {
-            what: format!("cannot be seen ({source}), and must not have changed"),
+    pub(super) fn of(path: PathBuf) -> Result<Self, SnapshotError> {
+        let metadata = fs::metadata(&path).map_err(|source| SnapshotError::DiskGone {
             path: path.clone(),
+            source,
         })?;
         Ok(Self {
+            copy: None,
             path,
             size: metadata.len(),
             modified: metadata
@@ -112,7 +116,19 @@ impl DiskRecord {
     /// # Errors
     /// It has been written, has another size, or is gone.
     pub fn check(&self) -> Result<(), SnapshotError> {
-        let now = Self::of(self.path.clone())?;
+        let remedy = match self.copy {
+            Some(_) => "put it back with --disks, or give",
+            None => "give",
+        };
+        let changed = |what| SnapshotError::Disk {
+            path: self.path.clone(),
+            what,
+            remedy,
+        };
+        let now = Self::of(self.path.clone()).map_err(|error| match error {
+            SnapshotError::DiskGone { source, .. } => changed(format!("has gone ({source})")),
+            other => other,
+        })?;
         let what = if now.size != self.size {
             format!("has changed from {} bytes to {}", self.size, now.size)
         } else if now.modified != self.modified {
@@ -120,10 +136,7 @@ impl DiskRecord {
         } else {
             return Ok(());
         };
-        Err(SnapshotError::Disk {
-            path: self.path.clone(),
-            what,
-        })
+        Err(changed(what))
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!   DIR/state     what the machine was: configuration, CPUs, devices; and what is in `memory`   (format)
 //!   DIR/memory    the guest's memory, sparse, mapped by every machine that is made from it       (memory_file)
+//!   DIR/disk-0, ...  copies of the disks that the guest writes to, if they were wanted           (disk_copies)
 //!   DIR/working-set  what of it a restored guest uses first, once that has been recorded         (working_set)
 //! ```
 //!
@@ -10,6 +11,7 @@
 //! describes the format.
 
 mod directory;
+mod disk_copies;
 mod error;
 pub mod format;
 pub mod frozen;

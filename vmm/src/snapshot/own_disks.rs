@@ -4,19 +4,18 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use devices::disk::{ReflinkError, reflink};
-
-use super::{DiskRecord, Snapshot, SnapshotError};
+use super::{DiskRecord, Snapshot, SnapshotError, disk_copies};
 use crate::config::{Cache, DiskConfig, Overrides, VmConfig};
 
 impl Snapshot {
     /// Has the guest of `config` write to new files in `directory`, but for those disks for which `given` names others.
     ///
-    /// An image becomes the base of an overlay: all guests have the same pages of it in the host's cache, which copies by
-    /// reflink would not. It stays as it is as long as one of them runs, for they lock it.
+    /// An image, or the snapshot's copy of it, becomes the base of an overlay: all guests have the same pages of it in the host's
+    /// cache, which copies by reflink would not. It stays as it is as long as one of them runs, for they lock it. What was an overlay
+    /// already is copied, by reflink where the file system can.
     ///
     /// # Errors
-    /// A disk was an overlay before, and its file system has no copies by reflink.
+    /// There is no room for a copy, or what was to be copied has changed since the snapshot.
     pub fn make_disks_own(
         &self,
         config: &mut VmConfig,
@@ -38,20 +37,23 @@ impl Snapshot {
         let Some(written) = disk.written().map(Path::to_owned) else {
             return Ok(());
         };
-        remove_leftover(&own).map_err(|source| SnapshotError::OwnDisk {
+        let failed = |source| SnapshotError::OwnDisk {
             path: own.clone(),
             source,
-        })?;
+        };
+        remove_leftover(&own).map_err(failed)?;
+        let copy = self.records_of(&written).find_map(|record| record.copy.as_ref());
+        let copy = copy.map(|name| self.directory().join(name));
         if disk.overlay.is_some() {
-            reflink(&written, &own).map_err(|error| match error {
-                ReflinkError::Unsupported { image, source, .. } => {
-                    SnapshotError::CopyOverlay { path: image, source }
-                }
-                other => SnapshotError::Reflink(other),
-            })?;
-            // Whatever is in the copy was there before: nobody has written it since the snapshot.
-            self.records_of(&written).try_for_each(DiskRecord::check)?;
+            disk_copies::copy(copy.as_ref().unwrap_or(&written), &own, true).map_err(failed)?;
+            if copy.is_none() {
+                // Whatever is in the copy was there before: nobody has written it since the snapshot.
+                self.records_of(&written).try_for_each(DiskRecord::check)?;
+            }
         } else {
+            if let Some(copy) = copy {
+                disk.path = copy;
+            }
             // Where running guests' files are there may be no direct I/O, and the base is in the cache once for all of them.
             disk.cache = Some(Cache::Writeback);
         }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::disk_copies::Return;
 use super::image::{self, MAX_DIFFS, MemoryImage};
 use super::manifest::{DiffRecord, DiskRecord, MEMORY, Manifest, MemoryRecord, STATE};
 use super::memory_file::MemoryFile;
@@ -115,6 +116,26 @@ impl Snapshot {
             .filter(move |record| record.path == path)
     }
 
+    /// Where it is.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Puts back those of the disks of `config` that were written since the snapshot, of which it has copies. What was written is
+    /// lost.
+    ///
+    /// # Errors
+    /// There is no copy, a guest uses a disk, or the host does not do it.
+    pub fn put_disks_back(&self, config: &VmConfig) -> Result<(), SnapshotError> {
+        let config = absolute(config)?;
+        let written = config.disks.iter().filter_map(DiskConfig::written);
+        let records = written.flat_map(|path| self.records_of(path));
+        let changed = records.filter_map(|record| Return::of(record, &self.directory, false).transpose());
+        // None is written before all could be.
+        let changed: Vec<_> = changed.collect::<Result<_, _>>()?;
+        changed.into_iter().try_for_each(Return::put_back)
+    }
+
     fn memory(&self) -> Result<MemoryImage, SnapshotError> {
         let mut chain = self.chain()?.into_iter();
         let (full, _) = chain
@@ -200,49 +221,62 @@ impl Snapshot {
     }
 }
 
-/// Takes `vm` back to the snapshot in `directory`, which is one of this machine.
+/// Takes `vm` back to the snapshot in `directory`, which is one of this machine; its `disks` too, if they have been written since.
 ///
 /// # Errors
 /// The snapshot cannot be used, and the guest goes on; or it does not fit, and the guest is lost.
-pub fn rewind(vm: &RunningVm, directory: &Path) -> Result<Rewound, SnapshotError> {
+pub fn rewind(vm: &RunningVm, directory: &Path, disks: bool) -> Result<Rewound, SnapshotError> {
     let snapshot = Snapshot::open(directory)?;
     let image = snapshot.memory()?;
     let start = Instant::now();
     vm.pause()?;
-    match check(vm, &snapshot) {
-        Ok(()) => go_back(vm, snapshot, image).inspect_err(|error| {
+    let gone_back = match check(vm, &snapshot, disks) {
+        Ok(disks) => go_back(vm, &snapshot, image, disks).inspect_err(|error| {
             vm.stop(Stop::Crash(format!("it is neither here nor there: {error}")));
-        })?,
+        }),
         Err(error) => {
             vm.resume();
             return Err(error);
         }
-    }
+    };
+    gone_back?;
     vm.resume();
     Ok(Rewound {
         took_us: start.elapsed().as_micros().try_into().unwrap_or(u64::MAX),
     })
 }
 
-/// Whether nothing stands against going back: the guest can still go on if something does.
-fn check(vm: &RunningVm, snapshot: &Snapshot) -> Result<(), SnapshotError> {
+/// Whether nothing stands against going back: the guest can still go on if something does. Returns the disks to be put back.
+fn check<'a>(vm: &RunningVm, snapshot: &'a Snapshot, disks: bool) -> Result<Vec<Return<'a>>, SnapshotError> {
     vm.check(&snapshot.manifest.vm)?;
-    let config = absolute(vm.config())?;
-    for file in config.disks.iter().filter_map(DiskConfig::written) {
+    let mut changed = Vec::new();
+    for disk in &absolute(vm.config())?.disks {
+        let Some(file) = disk.written() else { continue };
         let record = snapshot.records_of(file).next();
-        record
-            .ok_or_else(|| SnapshotError::OtherDisk(file.to_owned()))?
-            .check()?;
+        let record = record.ok_or_else(|| SnapshotError::OtherDisk(file.to_owned()))?;
+        match record.check() {
+            Ok(()) => {}
+            Err(error) if !disks => return Err(error),
+            // The running guest's device knows by itself what is in it.
+            Err(_) if disk.overlay.is_some() => return Err(SnapshotError::OverlayRuns(file.to_owned())),
+            Err(_) => changed.extend(Return::of(record, &snapshot.directory, true)?),
+        }
     }
-    Ok(())
+    Ok(changed)
 }
 
-fn go_back(vm: &RunningVm, snapshot: Snapshot, image: MemoryImage) -> Result<(), SnapshotError> {
+fn go_back(
+    vm: &RunningVm,
+    snapshot: &Snapshot,
+    image: MemoryImage,
+    disks: Vec<Return<'_>>,
+) -> Result<(), SnapshotError> {
+    disks.into_iter().try_for_each(Return::put_back)?;
     let mut history = vm.history();
     image
         .rewind(vm.memory(), history.mapped())
         .doing("put the guest's memory back")?;
-    vm.load(snapshot.manifest.vm)?;
-    history.goes_on_from(snapshot.directory, snapshot.manifest.id, image);
+    vm.load(snapshot.manifest.vm.clone())?;
+    history.goes_on_from(snapshot.directory.clone(), snapshot.manifest.id, image);
     Ok(())
 }

@@ -13,7 +13,7 @@ use super::frozen::Frozen;
 use super::history::History;
 use super::manifest::{DiffRecord, DiskRecord, MEMORY, Manifest, MemoryRecord, STATE, now};
 use super::ranges::PageRanges;
-use super::{SnapshotError, format, memory_file};
+use super::{SnapshotError, disk_copies, format, memory_file};
 use crate::config::{ByteSize, DiskConfig, VmConfig};
 use crate::lifecycle::Stop;
 use crate::state::VmState;
@@ -30,6 +30,9 @@ pub struct SnapshotOptions {
     pub diff: bool,
     /// The guest ends with it.
     pub stop: bool,
+    /// With copies of what the guest's disks hold.
+    #[serde(default)]
+    pub disks: bool,
 }
 
 /// What a snapshot took.
@@ -72,10 +75,14 @@ pub fn take(vm: &RunningVm, options: &SnapshotOptions) -> Result<Taken, Snapshot
     let holes = history.holes();
     // Most of what has to reach the disk does so while the guest still runs.
     vm.settle_disks().map_err(failed("disks"))?;
+    if options.disks {
+        // A file that shares its data has it on the disk.
+        flush_disks(&config)?;
+    }
 
     let paused = Instant::now();
     vm.pause()?;
-    let frost = freeze(vm, &mut history, options, &config, (&file, &holes));
+    let frost = freeze(vm, &mut history, options, &config, (&file, &holes), &partial);
     let rests = options.stop && frost.is_ok();
     if !rests {
         vm.resume();
@@ -117,13 +124,17 @@ fn freeze(
     options: &SnapshotOptions,
     config: &VmConfig,
     (file, holes): (&File, &PageRanges),
+    partial: &Partial,
 ) -> Result<Frost, SnapshotError> {
     // Later would be a change to an overlay since the snapshot.
     vm.settle_disks().map_err(failed("disks"))?;
     let start = Instant::now();
     let state = vm.save()?;
-    let disks = DiskRecord::of_all(config)?;
+    let mut disks = DiskRecord::of_all(config)?;
     let state_took = start.elapsed();
+    if options.disks {
+        disk_copies::make(&mut disks, |name| partial.file(name), !options.stop)?;
+    }
     history.note(vm)?;
     let diff = options.diff.then(|| history.diff()).transpose()?;
     let everything = PageRanges::all(config.memory().0);
@@ -150,6 +161,7 @@ fn store(
     memory_file::seal(file).map_err(failed("memory"))?;
     let metadata = file.metadata().map_err(failed("memory"))?;
     flush_disks(&config)?;
+    disk_copies::seal(&frost.disks, |name| partial.file(name)).map_err(failed("disks"))?;
     let id = getrandom::u64()
         .map_err(io::Error::from)
         .map_err(failed("number"))?;
