@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use posada_tests::file_system::mount;
 use posada_tests::guest::{TempFile, runtime_directory};
 use posada_tests::running::until;
-use posada_tests::{Ended, Guest, Running, posada};
+use posada_tests::{Ended, Guest, Running, owner, posada};
 use vmm_sys_util::tempdir::TempDir;
 
 /// A guest that writes to its disk and reads it, and a place for both and for snapshots.
@@ -215,7 +214,6 @@ fn as_root_clones_of_a_running_guest_begin_with_its_disk_as_it_was() {
 
 /// Ends the guest of this directory, which is in the background.
 fn terminate(directory: &Path) {
-    let pid = fs::read_to_string(directory.join("lock")).unwrap();
-    kill(Pid::from_raw(pid.trim().parse().unwrap()), Signal::SIGTERM).unwrap();
+    kill(owner(directory).unwrap(), Signal::SIGTERM).unwrap();
     until("a guest's directory goes with it", || !directory.exists());
 }

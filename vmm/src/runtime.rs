@@ -1,13 +1,16 @@
 //! Where running guests are found by name: a directory each, under `$XDG_RUNTIME_DIR/posada` or, for root, `/run/posada`.
 //!
 //! A directory belongs to the process that holds its lock (flock(2)). The kernel lets go of the lock however a process
-//! ends, so what a crashed guest has left is recognised, and is the next one's of that name.
+//! ends, so what a crashed guest has left is recognised, and is the next one's of that name, or [swept](sweep) away.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use nix::unistd::geteuid;
 use thiserror::Error;
@@ -16,6 +19,8 @@ use tracing::debug;
 const SOCKET: &str = "control.sock";
 /// The user's alone: who can reach a guest's socket can do anything to the guest.
 const PRIVATE: u32 = 0o700;
+/// A sweep holds a directory for two system calls.
+const SWEEP: Duration = Duration::from_millis(5);
 /// Guests without a name of their own that there can be at a time.
 const MAX_NUMBER: u32 = 100_000;
 
@@ -70,11 +75,13 @@ impl GuestDirectory {
                 return Ok(directory);
             }
         }
-        Err(if exactly {
-            RuntimeError::Taken(name.to_owned())
-        } else {
-            RuntimeError::AllTaken(name.to_owned())
-        })
+        if !exactly {
+            return Err(RuntimeError::AllTaken(name.to_owned()));
+        }
+        // It may be a sweep that has it, which takes no longer than this.
+        thread::sleep(SWEEP);
+        let free = Self::try_claim(&base, name.to_owned()).map_err(refused)?;
+        free.ok_or_else(|| RuntimeError::Taken(name.to_owned()))
     }
 
     /// Takes one directory, or `None` if it is another's. The guest's start waits for it: no system call more than needed.
@@ -93,9 +100,7 @@ impl GuestDirectory {
                 Err(TryLockError::Error(error)) => return Err(error),
             }
             // What was locked may have been removed by its last owner, and be nobody's way to find this guest.
-            let there = fs::metadata(&path).map(|found| (found.dev(), found.ino()));
-            let ours = lock.metadata().map(|ours| (ours.dev(), ours.ino()))?;
-            if !there.is_ok_and(|there| there == ours) {
+            if !is_at(&lock, &path)? {
                 continue;
             }
             if !is_new {
@@ -131,6 +136,50 @@ impl Drop for GuestDirectory {
             debug!("cannot remove '{}': {error}", self.path.display());
         }
     }
+}
+
+/// Removes what guests have left that were killed, and that no guest of their names has taken over. Not before a guest starts, which
+/// would wait for it.
+pub fn sweep() {
+    if let Ok(base) = base() {
+        sweep_in(&base);
+    }
+}
+
+fn sweep_in(base: &Path) {
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir())
+            && let Err(error) = remove_if_left(&entry.path())
+        {
+            debug!("cannot remove '{}': {error}", entry.path().display());
+        }
+    }
+}
+
+/// Removes a directory if it is no living process's.
+fn remove_if_left(path: &Path) -> io::Result<()> {
+    let directory = File::open(path)?;
+    match directory.try_lock() {
+        Err(TryLockError::WouldBlock) => return Ok(()),
+        result => result?,
+    }
+    if !is_at(&directory, path)? {
+        return Ok(());
+    }
+    // Out of the way of the next guest of its name first.
+    let mut aside = OsString::from(format!(".{}-", std::process::id()));
+    aside.push(path.file_name().unwrap_or_default());
+    let aside = path.with_file_name(aside);
+    fs::rename(path, &aside)?;
+    drop(directory);
+    fs::remove_dir_all(aside)
+}
+
+/// Whether an open directory can be found by this path, and has not been removed.
+fn is_at(directory: &File, path: &Path) -> io::Result<bool> {
+    let there = fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    let ours = directory.metadata().map(|ours| (ours.dev(), ours.ino()))?;
+    Ok(there.is_ok_and(|there| there == ours))
 }
 
 /// The control socket of the running guest `name`.
@@ -202,6 +251,23 @@ mod tests {
         let guest = claim(&base, "web").unwrap();
         assert_eq!(base.metadata().unwrap().mode() & 0o777, PRIVATE);
         assert!(guest.path().starts_with(&base));
+    }
+
+    #[test]
+    fn a_sweep_removes_what_no_guest_has_and_nothing_else() {
+        let base = tempfile::tempdir().unwrap();
+        let [first, second] = ["web", "db"].map(|name| claim(base.path(), name).unwrap());
+        for left in ["killed", ".1-swept-by-who-was-killed"] {
+            fs::create_dir(base.path().join(left)).unwrap();
+            fs::write(base.path().join(left).join("console.log"), "said").unwrap();
+        }
+        fs::write(base.path().join("a file"), "").unwrap();
+        sweep_in(base.path());
+        let left = fs::read_dir(base.path()).unwrap();
+        let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["a file", "db", "web"]);
+        drop((first, second));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Instant;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use posada_tests::usage::Usage;
-use posada_tests::{images, payload};
+use posada_tests::{images, owner, payload};
 use serde_json::Value;
 use vmm_sys_util::tempdir::TempDir;
 
@@ -313,12 +313,9 @@ pub fn measure_clones(table: &mut Table) {
 impl Named {
     /// The process of a clone.
     fn pid_of(&self, number: u32) -> u32 {
-        let lock = self
-            .directory
-            .as_path()
-            .join(format!("posada/{NAME}-{number}/lock"));
-        let pid = fs::read_to_string(lock).expect("a clone is there by its name");
-        pid.trim().parse().expect("a number")
+        let directory = self.directory.as_path();
+        let owner = owner(&directory.join(format!("posada/{NAME}-{number}")));
+        owner.expect("a clone is there by its name").as_raw() as u32
     }
 }
 

@@ -64,13 +64,13 @@ impl Starting {
         let _ = writeln!(self.stdin, "{GO}");
     }
 
-    /// Waits until the guest runs.
+    /// Waits until the guest runs; returns its process's number.
     ///
     /// # Errors
     /// It does not; what its process had to say.
-    pub fn wait_until_it_runs(mut self) -> Result<(), Failure> {
+    pub fn wait_until_it_runs(mut self) -> Result<u32, Failure> {
         match self.says(RUNS) {
-            true => Ok(()),
+            true => Ok(self.child.id()),
             false => Err(self.why_not()),
         }
     }

@@ -9,6 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use vmm::config::{Overrides, Replacement, VmConfig};
 use vmm::control::{self, Answer, Request};
+use vmm::runtime;
 use vmm::snapshot::{Snapshot, SnapshotOptions};
 
 use super::background::Starting;
@@ -51,6 +52,7 @@ enum Template {
 #[derive(Serialize)]
 struct Started {
     name: String,
+    pid: u32,
 }
 
 impl Clones {
@@ -76,10 +78,12 @@ impl Clones {
         let mut started = Vec::new();
         for (name, ready) in names.into_iter().zip(ready) {
             match ready.and_then(Starting::wait_until_it_runs) {
-                Ok(()) => started.push(Started { name }),
+                Ok(pid) => started.push(Started { name, pid }),
                 Err(failure) => failures.push(format!("{name}: {failure}")),
             }
         }
+        // By now nobody waits for it.
+        runtime::sweep();
         if self.json {
             print_json(&started)?;
         } else {
