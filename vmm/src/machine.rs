@@ -15,6 +15,7 @@ use crate::error::{Doing, Error};
 use crate::host::HostKind;
 use crate::memory::GuestMemory;
 use crate::pvm;
+use crate::vcpu::state;
 
 /// A machine with its memory and interrupt controllers in place.
 pub struct Machine {
@@ -35,6 +36,7 @@ impl Machine {
         memory: impl FnOnce() -> Result<GuestMemory, Error>,
     ) -> Result<Self, Error> {
         let fd = create_vm(kvm)?;
+        state::enable_events(&fd);
         if kind == HostKind::Pvm {
             pvm::prepare_vm(&fd)?;
         }

@@ -9,11 +9,14 @@ mod tsc;
 use std::sync::OnceLock;
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_MAX_CPUID_ENTRIES,
+    KVM_VCPUEVENT_VALID_PAYLOAD, KVM_VCPUEVENT_VALID_TRIPLE_FAULT, Xsave, kvm_cpuid_entry2, kvm_debugregs,
+    kvm_enable_cap, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
+    kvm_xcrs, kvm_xsave,
 };
-use kvm_ioctls::{Cap, Kvm, VcpuFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
+use tracing::debug;
 
 use super::exit::{self, Buses, Next};
 use crate::error::{Doing, Error};
@@ -24,6 +27,32 @@ pub struct StateFormat {
     msrs: MsrNumbers,
     /// Bytes of the extended state.
     xsave: usize,
+    /// The flags of events beyond those that every KVM has, which this one takes.
+    event_flags: u32,
+}
+
+/// Events that KVM tells of, and takes, only when it has been asked to: the capability, and the flag of
+/// kvm_vcpu_events (KVM API, KVM_CAP_EXCEPTION_PAYLOAD and KVM_CAP_X86_TRIPLE_FAULT_EVENT).
+const EVENTS: [(u32, u32); 2] = [
+    (KVM_CAP_EXCEPTION_PAYLOAD, KVM_VCPUEVENT_VALID_PAYLOAD),
+    (KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_VCPUEVENT_VALID_TRIPLE_FAULT),
+];
+
+/// Has KVM tell of all events of the machine's vCPUs that it can tell of.
+pub fn enable_events(vm: &VmFd) {
+    for (cap, _) in EVENTS {
+        let cap = kvm_enable_cap {
+            cap,
+            args: [1, 0, 0, 0],
+            ..Default::default()
+        };
+        if let Err(error) = vm.enable_cap(&cap) {
+            debug!(
+                "KVM does not tell of events by its extension {}: {error}",
+                cap.cap
+            );
+        }
+    }
 }
 
 impl StateFormat {
@@ -34,6 +63,10 @@ impl StateFormat {
         Ok(Self {
             msrs: MsrNumbers::of(kvm)?,
             xsave: size.max(size_of::<kvm_xsave>()),
+            event_flags: EVENTS
+                .iter()
+                .filter(|(cap, _)| kvm.check_extension_raw((*cap).into()) > 0)
+                .fold(0, |flags, (_, flag)| flags | flag),
         })
     }
 
@@ -93,8 +126,8 @@ impl VcpuState {
         settle(vcpu, buses)?;
         // This lets an INIT or SIPI that has come take effect, which changes registers.
         let mp_state = vcpu.get_mp_state().doing("read whether a vCPU runs")?;
-        // This makes a page fault or debug exception that waits take effect on CR2 and DR6 (KVM API, KVM_CAP_EXCEPTION_PAYLOAD, which
-        // posada does not enable).
+        // Where KVM does not tell what a page fault or debug exception that waits will put into CR2 or DR6, this makes it take effect
+        // there (KVM API, KVM_CAP_EXCEPTION_PAYLOAD).
         let events = vcpu.get_vcpu_events().doing("read a vCPU's events")?;
         // A timer that expires now sets a bit in the local APIC and clears IA32_TSC_DEADLINE. Read in this order, the interrupt is
         // seen at least once; one too many is what guests are used to.
@@ -141,9 +174,23 @@ impl VcpuState {
         vcpu.set_lapic(&self.lapic).doing("set a local APIC")?;
         msrs::write(vcpu, self.msrs.iter().filter(|msr| self.is_plain(msr)))?;
         tsc::restore(vcpu, self, tsc)?;
-        vcpu.set_vcpu_events(&self.events).doing("set a vCPU's events")?;
+        vcpu.set_vcpu_events(&self.events_for(format))
+            .doing("set a vCPU's events")?;
         // Last, since KVM_SET_SREGS may start a vCPU.
         vcpu.set_mp_state(self.mp_state).doing("set whether a vCPU runs")
+    }
+
+    /// The events without what this KVM does not know and they do not have, either: it would refuse them for the flag.
+    fn events_for(&self, format: &StateFormat) -> kvm_vcpu_events {
+        let mut events = self.events;
+        let mut leave_out = |flag: u32, is_there: u8| {
+            if is_there == 0 {
+                events.flags &= !flag | format.event_flags;
+            }
+        };
+        leave_out(KVM_VCPUEVENT_VALID_PAYLOAD, self.events.exception.pending);
+        leave_out(KVM_VCPUEVENT_VALID_TRIPLE_FAULT, self.events.triple_fault.pending);
+        events
     }
 
     /// Whether an MSR is set with the others: the two of time are not.

@@ -116,6 +116,7 @@ impl Guest {
     fn empty(probe: Arc<Probe>, make: impl FnOnce(&Kvm, &VmFd) -> Vec<VcpuFd>) -> Self {
         let kvm = Kvm::new().expect("this test needs /dev/kvm; run `make test KVM=none` to leave it out");
         let vm = kvm.create_vm().unwrap();
+        super::super::enable_events(&vm);
         vm.set_tss_address(layout::KVM_TSS.0 as usize).unwrap();
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP.0).unwrap();
         vm.create_irq_chip().unwrap();

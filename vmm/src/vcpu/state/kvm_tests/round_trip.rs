@@ -2,9 +2,13 @@
 
 use std::time::Instant;
 
-use kvm_bindings::{kvm_irqchip, kvm_msr_entry};
+use kvm_bindings::{
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_VCPUEVENT_VALID_PAYLOAD,
+    KVM_VCPUEVENT_VALID_TRIPLE_FAULT, kvm_irqchip, kvm_msr_entry, kvm_vcpu_events,
+};
+use kvm_ioctls::Kvm;
 
-use super::super::{VcpuState, msrs, tsc};
+use super::super::{StateFormat, VcpuState, msrs, tsc};
 use super::*;
 
 /// A guest of two vCPUs that has come to its first exit, with values in registers that are not those of reset.
@@ -80,6 +84,78 @@ fn kvm_a_restored_state_is_the_saved_one() {
         channel.count_load_time = 0;
     }
     assert_eq!(before, after);
+}
+
+/// A guest whose vCPUs have these events, and the same moved to another machine: what either is saved with.
+fn with_events(change: impl Fn(&mut kvm_vcpu_events)) -> [kvm_vcpu_events; 2] {
+    let mut guest = odd_guest();
+    for vcpu in &guest.vcpus {
+        let mut events = vcpu.get_vcpu_events().unwrap();
+        change(&mut events);
+        vcpu.set_vcpu_events(&events).unwrap();
+    }
+    let saved = guest.save();
+    let again = guest.restored(&saved).save();
+    [saved.cpus[0].events, again.cpus[0].events]
+}
+
+fn offers(cap: u32) -> bool {
+    let offered = Kvm::new().unwrap().check_extension_raw(cap.into()) > 0;
+    if !offered {
+        eprintln!("not tested: this KVM does not have the extension {cap}");
+    }
+    offered
+}
+
+#[test]
+fn kvm_a_triple_fault_that_waits_is_kept() {
+    if !offers(KVM_CAP_X86_TRIPLE_FAULT_EVENT) {
+        return;
+    }
+    for pending in [0, 1] {
+        for events in with_events(|events| events.triple_fault.pending = pending) {
+            assert_eq!(events.triple_fault.pending, pending);
+        }
+    }
+}
+
+#[test]
+fn kvm_a_page_fault_that_waits_is_kept_with_its_address() {
+    if !offers(KVM_CAP_EXCEPTION_PAYLOAD) {
+        return;
+    }
+    let page_fault = |events: &mut kvm_vcpu_events| {
+        events.exception.pending = 1;
+        events.exception.nr = 14;
+        events.exception.has_error_code = 1;
+        events.exception.error_code = 2;
+        (events.exception_has_payload, events.exception_payload) = (1, 0x1234_5678);
+    };
+    for events in with_events(page_fault) {
+        assert_eq!((events.exception.pending, events.exception.nr), (1, 14));
+        assert_eq!(
+            (events.exception_has_payload, events.exception_payload),
+            (1, 0x1234_5678)
+        );
+    }
+}
+
+#[test]
+fn kvm_a_state_of_a_kvm_with_more_events_fits_one_with_fewer_unless_it_has_them() {
+    let mut guest = odd_guest();
+    let mut state = guest.save().cpus.remove(0);
+    let format = StateFormat {
+        event_flags: 0,
+        ..StateFormat::new(&guest.kvm).unwrap()
+    };
+    let more = KVM_VCPUEVENT_VALID_PAYLOAD | KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+    state.events.flags |= more;
+    assert_eq!(state.events_for(&format).flags & more, 0);
+    state.events.triple_fault.pending = 1;
+    assert_eq!(
+        state.events_for(&format).flags & more,
+        KVM_VCPUEVENT_VALID_TRIPLE_FAULT
+    );
 }
 
 #[test]
