@@ -6,9 +6,12 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use posada_tests::{Ended, Guest, Running, posada};
+use serde_json::Value;
 use vmm_sys_util::tempdir::TempDir;
 
 const PAGE: usize = 4096;
@@ -55,9 +58,14 @@ impl Story {
 
     /// A process that serves the memory, at most so many pages of it.
     fn handler(&self, pages: u64) -> Running {
+        self.handler_at("socket", pages)
+    }
+
+    fn handler_at(&self, socket: &str, pages: u64) -> Running {
+        let _ = fs::remove_file(self.place(socket));
         let mut command = Command::new(env!("CARGO_BIN_EXE_serve-memory"));
         command
-            .args([self.place("socket"), self.place("s").join("memory")])
+            .args([self.place(socket), self.place("s").join("memory")])
             .arg(pages.to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -185,6 +193,85 @@ fn a_guest_whose_handler_dies_before_it_runs_is_refused() {
     guest
         .wait()
         .expect_refusal(1, &["the process that serves", "/socket' has ended"]);
+}
+
+/// Whenever it dies: while the machine is made, while it is let go, or later.
+#[test]
+fn a_guest_whose_handler_dies_at_any_page_ends_and_says_why_once() {
+    let story = Story::of_a_counting_guest();
+    let handler = story.handler(u64::MAX);
+    end(story.start());
+    let [needed, ..] = figures(handler);
+    for pages in 1..needed {
+        let handler = story.handler(pages);
+        let mut guest = story.served().start();
+        guest.send("\n");
+        let ended = guest.wait();
+        let messages = ended.messages();
+        assert_eq!(
+            messages.matches("/socket' has ended").count(),
+            1,
+            "{pages} pages: {messages}"
+        );
+        assert_eq!(messages.matches('\n').count(), 1, "{pages} pages: {messages}");
+        let status = ended.status.code();
+        assert!(matches!(status, Some(1 | 3)), "{pages} pages: {status:?}");
+        figures(handler);
+    }
+}
+
+#[test]
+fn a_user_is_told_that_nothing_is_served_and_it_goes_on_when_something_is() {
+    let story = Story::of_a_counting_guest();
+    let handler = story.handler(u64::MAX);
+    let mut guest = story.start();
+    handler.signal(Signal::SIGSTOP);
+    thread::scope(|scope| {
+        let snapshot = scope.spawn(|| story.ask("snapshot", "t", &[]));
+        guest.wait_until("posada has told of it", |guest| {
+            guest.messages().contains("has served nothing")
+        });
+        handler.signal(Signal::SIGCONT);
+        snapshot.join().unwrap().expect_status(0);
+    });
+    guest.send("\n");
+    guest.wait_for("count 3\n");
+    end(guest);
+}
+
+#[test]
+fn clones_have_their_memory_served_each_by_itself() {
+    let story = Story::of_a_counting_guest();
+    let handlers = [
+        story.handler_at("socket1", u64::MAX),
+        story.handler_at("socket2", u64::MAX),
+    ];
+    let (directory, socket) = (story.place("s"), story.place("socket{}"));
+    let [directory, socket] = [&directory, &socket].map(|path| path.to_str().unwrap());
+    let name = format!("{}-c", story.name);
+    let clones = [
+        "clone",
+        directory,
+        "--name",
+        &name,
+        "--count",
+        "2",
+        "--json",
+        "--memory-from",
+        socket,
+    ];
+    let ended = posada(&clones).expect_status(0);
+    let clones: Value = serde_json::from_str(&ended.console()).unwrap();
+    for clone in clones.as_array().unwrap() {
+        let pid = clone["pid"].as_i64().unwrap();
+        kill(Pid::from_raw(pid as i32), Signal::SIGTERM).unwrap();
+    }
+    for handler in handlers {
+        let [served, ..] = figures(handler);
+        assert!(served > 0);
+    }
+    posada(&["clone", &story.name, "--memory-from", socket])
+        .expect_refusal(1, &["--memory-from", "directory"]);
 }
 
 #[test]

@@ -36,6 +36,9 @@ pub struct Clones {
     name: Option<String>,
     #[command(flatten)]
     overrides: Overrides,
+    /// Unix socket of a process that serves the clones' memory by userfaultfd, to which each connects; only for a snapshot's directory
+    #[arg(long, value_name = "SOCKET")]
+    memory_from: Option<PathBuf>,
     /// Print the clones as JSON
     #[arg(long)]
     json: bool,
@@ -100,6 +103,12 @@ impl Clones {
         if self.what.is_dir() {
             return Ok(Template::Given(self.what.clone()));
         }
+        if self.memory_from.is_some() {
+            return Err(Failure::Other(format!(
+                "--memory-from serves the memory of a snapshot that is there, and '{}' is no directory: take the snapshot first",
+                self.what.display()
+            )));
+        }
         let name = self.what.to_string_lossy();
         let Answer::Config(config) = control::ask(&name, &Request::Config)? else {
             return Err(unexpected());
@@ -139,14 +148,19 @@ impl Clones {
             .iter()
             .for_each(|net| flag("--net", numbered(net)));
         if let Some(vsock) = &self.overrides.vsock {
-            flag(
-                "--vsock",
-                vsock.to_string_lossy().replace("{}", &number.to_string()).into(),
-            );
+            flag("--vsock", for_number(vsock, number));
+        }
+        if let Some(socket) = &self.memory_from {
+            flag("--memory-from", for_number(socket, number));
         }
         arguments.extend(["--clone".into(), "--background".into()]);
         Starting::begin(arguments)
     }
+}
+
+/// The path with a clone's number in place of each `{}`.
+fn for_number(path: &Path, number: u32) -> OsString {
+    path.to_string_lossy().replace("{}", &number.to_string()).into()
 }
 
 impl Template {

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 use vmm::config::Overrides;
-use vmm::console;
+use vmm::console::{self, End};
 use vmm::control::{self, Answer, Request};
 use vmm::snapshot::{MemoryFrom, Prefault, Snapshot, SnapshotOptions};
 
 use super::guest::Hosted;
-use super::{Failure, background, print_json, say, start_log};
+use super::{Failure, background, finish, print_json, report, say, start_log};
 
 pub const TAKE_EXAMPLES: &str = "\
 Examples:
@@ -160,6 +160,12 @@ impl Restore {
         if self.background {
             background::wait_to_go()?;
         }
+        let name = vm.config().name().to_owned();
+        vm.history().if_memory_is_lost(move |why| {
+            let end = End::Stopped(why);
+            report(&name, &end);
+            finish(&end)
+        });
         vm.resume();
         hosted.attend(vm, self.background)
     }

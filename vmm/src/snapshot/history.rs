@@ -11,6 +11,7 @@ use super::ranges::PageRanges;
 use super::served::{self, Handler};
 use crate::dirty_log;
 use crate::error::{Doing, Error};
+use crate::lifecycle::Stop;
 use crate::vm::RunningVm;
 
 /// A machine's past.
@@ -68,6 +69,13 @@ impl History {
     /// The machine's memory is not mapped from anything: `handler` serves it.
     pub fn is_served(&mut self, by: Arc<Handler>) {
         self.served = Some(Served { by, whole: false });
+    }
+
+    /// Has `end` end this process if another one serves the machine's memory, that is lost, and nobody else ends this one.
+    pub fn if_memory_is_lost(&self, end: impl Fn(Stop) + Send + Sync + 'static) {
+        if let Some(served) = &self.served {
+            served.by.ends_by(end);
+        }
     }
 
     /// Has all of the machine's memory in this process, if another serves it. While the guest runs: a child that writes the memory

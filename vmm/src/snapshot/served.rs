@@ -5,6 +5,7 @@
 //! until the process has put it there. posada keeps a copy of the descriptor, without which the kernel would fill what is
 //! missing with zeros when the process dies; so it has to find out, and ends the guest: nothing else can be right.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::mem;
@@ -13,7 +14,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -34,6 +35,10 @@ use crate::vm::RunningVm;
 
 /// How long it may take until a guest has what it needs to run.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked whether the guest waits in vain: so long, or twice that, until its user is told.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long a machine that has stopped may take to end its process, until it is clear that it waits for memory.
+const GRACE: Duration = Duration::from_secs(2);
 /// A process that dies closes its connection a moment before it is gone.
 const LAST_BREATH: Duration = Duration::from_secs(2);
 
@@ -94,10 +99,21 @@ pub struct Handler {
     /// Readable when the process is gone. None for one of a PID namespace that this process does not see.
     process: Option<OwnedFd>,
     /// The copy that makes the kernel wait and not fill in zeros.
-    _uffd: Uffd,
+    uffd: Uffd,
+    /// What ends this process when nobody else does.
+    last_resort: OnceLock<LastResort>,
     hung_up: AtomicBool,
     /// The guest does not need it any more.
     released: AtomicBool,
+}
+
+/// Is told why the machine has stopped.
+struct LastResort(Box<dyn Fn(Stop) + Send + Sync>);
+
+impl fmt::Debug for LastResort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LastResort")
+    }
 }
 
 /// What was waited for and came first.
@@ -139,7 +155,8 @@ impl Handler {
             socket: socket.to_owned(),
             process: peer(&connection),
             connection,
-            _uffd: uffd,
+            uffd,
+            last_resort: OnceLock::new(),
             hung_up: AtomicBool::new(false),
             released: AtomicBool::new(false),
         })
@@ -182,6 +199,13 @@ impl Handler {
         }
     }
 
+    /// Has `end` end this process, of which it is told why, if nobody else does when the memory is lost: whoever should may wait
+    /// for it himself.
+    pub fn ends_by(&self, end: impl Fn(Stop) + Send + Sync + 'static) {
+        // Who came first is as good.
+        let _ = self.last_resort.set(LastResort(Box::new(end)));
+    }
+
     /// Ends `vm` when there is nobody to serve its memory any more.
     ///
     /// # Errors
@@ -192,9 +216,14 @@ impl Handler {
         thread.spawn(move || {
             // SAFETY: `lifecycle` keeps the descriptor open for as long as this closure runs.
             let stopped = unsafe { BorrowedFd::borrow_raw(lifecycle.stopped().as_raw_fd()) };
-            match handler.wait(stopped, None) {
-                Ok(Waited::Gone) if !handler.released.load(Ordering::Acquire) => {
-                    lifecycle.stop(Stop::MemoryLost(handler.gone().to_string()));
+            match handler.watch_until(stopped) {
+                Ok(Waited::Gone) => {
+                    let lost = Stop::MemoryLost(handler.gone().to_string());
+                    lifecycle.stop(lost.clone());
+                    if let Some(LastResort(end)) = handler.last_resort.get() {
+                        thread::sleep(GRACE);
+                        end(lost);
+                    }
                 }
                 Ok(_) => {}
                 Err(error) => {
@@ -203,6 +232,25 @@ impl Handler {
             }
         })?;
         Ok(())
+    }
+
+    /// Waits until `stopped` is readable or the handler is gone, or not needed any more; tells when the guest waits in vain.
+    fn watch_until(&self, stopped: BorrowedFd<'_>) -> io::Result<Waited> {
+        let mut stall = Stall::default();
+        loop {
+            let waited = self.wait(stopped, Some(LOOK))?;
+            if self.released.load(Ordering::Acquire) {
+                return Ok(Waited::Readable);
+            }
+            match waited {
+                Waited::TimedOut if stall.begins(Look::now(&self.uffd)?) => warn!(
+                    "the process that serves the guest's memory at '{}' has served nothing for {LOOK:?}: the guest waits for it",
+                    self.socket.display()
+                ),
+                Waited::TimedOut => {}
+                ended => return Ok(ended),
+            }
+        }
     }
 
     /// The guest's memory is all its own: the handler is let go.
@@ -268,6 +316,51 @@ fn wait_for(
             Ok(_) if fds[0].any().unwrap_or(true) => return Ok(Waited::Readable),
             Ok(_) => return Ok(Waited::Gone),
         }
+    }
+}
+
+/// What can be seen of memory that is being served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Look {
+    /// Threads that wait for a page (`total` in the descriptor's fdinfo; Linux, fs/userfaultfd.c).
+    waiting: u64,
+    /// Pages that this process has (proc_pid_statm(5)): more and more while they are served.
+    resident: u64,
+}
+
+impl Look {
+    fn now(uffd: &Uffd) -> io::Result<Self> {
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", uffd.as_fd().as_raw_fd()))?;
+        let waiting = info.lines().find_map(|line| line.strip_prefix("total:"));
+        let pages = fs::read_to_string("/proc/self/statm")?;
+        let resident = pages.split_whitespace().nth(1);
+        let number = |word: Option<&str>| word.and_then(|word| word.trim().parse().ok());
+        Ok(Self {
+            waiting: number(waiting).unwrap_or(0),
+            resident: number(resident).unwrap_or(0),
+        })
+    }
+}
+
+/// Whether somebody waits for pages and none come.
+#[derive(Debug, Default)]
+struct Stall {
+    last: Option<Look>,
+    lasts: bool,
+}
+
+impl Stall {
+    /// Takes one more look, and says whether that is when it is noticed.
+    fn begins(&mut self, look: Look) -> bool {
+        let before = std::mem::replace(
+            &mut self.lasts,
+            look.waiting > 0
+                && self
+                    .last
+                    .is_some_and(|last| last.waiting > 0 && last.resident == look.resident),
+        );
+        self.last = Some(look);
+        self.lasts && !before
     }
 }
 

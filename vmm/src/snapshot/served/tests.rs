@@ -125,3 +125,12 @@ fn what_is_no_socket_or_has_nobody_behind_it_is_told() {
     drop(UnixListener::bind(&path).unwrap());
     assert!(connect(&path).contains("refused"));
 }
+
+#[test]
+fn a_stall_is_noticed_once_until_pages_come_again() {
+    let mut stall = Stall::default();
+    let mut look = |waiting, resident| stall.begins(Look { waiting, resident });
+    let looks = [(1, 5), (2, 6), (1, 6), (1, 6), (1, 7), (0, 7), (1, 7), (1, 7)];
+    let noticed = looks.map(|(waiting, resident)| look(waiting, resident));
+    assert_eq!(noticed, [false, false, true, false, false, false, false, true]);
+}
