@@ -10,9 +10,11 @@
 //!
 //! `Stopped` is for good and remembers the first reason. This is the one place that changes the state.
 
+use std::fmt;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Why a machine has stopped.
@@ -30,6 +32,31 @@ pub enum Stop {
     MemoryLost(String),
     /// The user ended it.
     Ended,
+}
+
+/// Where in its life a machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// It has been built and does not run yet.
+    Created,
+    /// It runs.
+    Running,
+    /// It rests.
+    Paused,
+    /// It has ended.
+    Stopped,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -79,6 +106,16 @@ impl Lifecycle {
             *state = State::Stopped(why);
             // Fails only when the counter is full, and then it is already readable.
             let _ = self.stopped.write(1);
+        }
+    }
+
+    /// Where in its life the machine is.
+    pub fn phase(&self) -> Phase {
+        match *self.lock() {
+            State::Created => Phase::Created,
+            State::Running => Phase::Running,
+            State::Paused => Phase::Paused,
+            State::Stopped(_) => Phase::Stopped,
         }
     }
 

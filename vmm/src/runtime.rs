@@ -182,16 +182,50 @@ fn is_at(directory: &File, path: &Path) -> io::Result<bool> {
     Ok(there.is_ok_and(|there| there == ours))
 }
 
+/// The names of the guests that there are directories of. Their processes may have ended.
+///
+/// # Errors
+/// There is no telling where they are, or they cannot be read.
+pub fn names() -> Result<Vec<String>, RuntimeError> {
+    let base = base()?;
+    let entries = match fs::read_dir(&base) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result.map_err(|source| RuntimeError::Refused { path: base, source })?,
+    };
+    let mut names: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        // What is being removed has a dot before its name, which no guest's has.
+        .filter(|name| !name.starts_with('.'))
+        .collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// The directory of the running guest `name`.
+///
+/// # Errors
+/// There is no such guest.
+pub fn directory_of(name: &str) -> Result<PathBuf, RuntimeError> {
+    let path = base()?.join(name);
+    match path.join(SOCKET).exists() {
+        true => Ok(path),
+        false => Err(RuntimeError::Unknown(name.to_owned())),
+    }
+}
+
+/// Waits until the process is gone whose guest has this directory.
+pub fn wait_until_gone(directory: &Path) {
+    // Its lock is held for as long as the process lives; without the directory there is none.
+    let _ = File::open(directory).and_then(|directory| directory.lock_shared());
+}
+
 /// The control socket of the running guest `name`.
 ///
 /// # Errors
 /// There is no such guest.
 pub fn socket_of(name: &str) -> Result<PathBuf, RuntimeError> {
-    let path = base()?.join(name).join(SOCKET);
-    match path.exists() {
-        true => Ok(path),
-        false => Err(RuntimeError::Unknown(name.to_owned())),
-    }
+    Ok(directory_of(name)?.join(SOCKET))
 }
 
 fn base() -> Result<PathBuf, RuntimeError> {

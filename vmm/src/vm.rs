@@ -4,7 +4,9 @@
 //! vCPUs, which their own threads have made meanwhile.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use arch_x86_64::layout;
 use devices::serial::{self, SerialPort};
@@ -51,6 +53,9 @@ struct Parts {
     lifecycle: Arc<Lifecycle>,
     files: Mutex<Vec<virtio::Kept>>,
     history: Mutex<History>,
+    /// By its user: it rests whatever else is done with it.
+    held: AtomicBool,
+    built: Instant,
 }
 
 /// A machine whose vCPUs run or rest, each on its thread. Dropping it stops them.
@@ -121,6 +126,8 @@ impl Vm {
                 lifecycle,
                 files: files.into(),
                 history: Mutex::default(),
+                held: AtomicBool::new(false),
+                built: Instant::now(),
             },
         })
     }
@@ -149,6 +156,11 @@ impl RunningVm {
     /// What runs the guest's kernel code.
     pub fn host_kind(&self) -> HostKind {
         self.parts.host.kind
+    }
+
+    /// How long ago it was built.
+    pub fn age(&self) -> Duration {
+        self.parts.built.elapsed()
     }
 
     /// What a guest can be shown of this host's CPU.
@@ -226,14 +238,41 @@ impl RunningVm {
     /// # Errors
     /// The guest has ended, or does not come to rest; then it goes on.
     pub fn pause(&self) -> Result<(), RequestError> {
+        if self.is_held() {
+            return Ok(());
+        }
         self.vcpus.pause()?;
         self.parts.lifecycle.pause();
         self.parts.virtio.iter().for_each(|device| device.pause());
         Ok(())
     }
 
-    /// Lets a paused machine go on. A device that cannot has told its driver that it needs a reset, and the log why.
+    /// Pauses the machine until it is [released](Self::release): what else needs it at rest leaves it so.
+    ///
+    /// # Errors
+    /// As for [`pause`](Self::pause).
+    pub fn hold(&self) -> Result<(), RequestError> {
+        self.pause()?;
+        self.parts.held.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Lets a machine that is held go on.
+    pub fn release(&self) {
+        if self.parts.held.swap(false, Ordering::Relaxed) {
+            self.resume();
+        }
+    }
+
+    fn is_held(&self) -> bool {
+        self.parts.held.load(Ordering::Relaxed)
+    }
+
+    /// Lets a paused machine go on, unless it is [held](Self::hold). A device that cannot has told its driver that it needs a reset, and the log why.
     pub fn resume(&self) {
+        if self.is_held() {
+            return;
+        }
         for device in &self.parts.virtio {
             if let Err(error) = device.resume() {
                 warn!("a device cannot go on: {error}");

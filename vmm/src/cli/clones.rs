@@ -110,10 +110,10 @@ impl Clones {
             )));
         }
         let name = self.what.to_string_lossy();
-        let Answer::Config(config) = control::ask(&name, &Request::Config)? else {
+        let Answer::Guest(guest) = control::ask(&name, &Request::Inspect)? else {
             return Err(unexpected());
         };
-        let place = self.place_beside_disks(&config);
+        let place = self.place_beside_disks(&guest.config);
         let directory = format!(".posada-{name}-{}", std::process::id());
         let directory = place.clone().unwrap_or_else(env::temp_dir).join(directory);
         let options = SnapshotOptions {

@@ -20,7 +20,7 @@ use super::background::RUNS;
 use super::{Failure, finish, report};
 
 /// What a guest in the background has in its directory: what its console prints, posada's messages, and its socket.
-const CONSOLE: &str = "console.log";
+pub const CONSOLE: &str = "console.log";
 const MESSAGES: &str = "posada.log";
 const VSOCK: &str = "vsock.sock";
 

@@ -3,6 +3,7 @@
 mod background;
 mod clones;
 mod guest;
+mod guests;
 mod run;
 mod snapshot;
 
@@ -22,6 +23,7 @@ use vmm::lifecycle::Stop;
 use vmm::snapshot::SnapshotError;
 
 use clones::Clones;
+use guests::{Inspect, Kill, List, Logs, Pause, Resume};
 use run::Run;
 use snapshot::{Restore, Rewind, Take};
 
@@ -52,6 +54,20 @@ enum Command {
     /// Run a guest in the foreground, its console on this terminal
     #[command(after_help = format!("{}\n{EXIT_STATUS_HELP}", run::EXAMPLES))]
     Run(Run),
+    /// List the running guests
+    #[command(after_help = guests::LIST_EXAMPLES)]
+    Ps(List),
+    /// Tell all about a running guest
+    Inspect(Inspect),
+    /// Have a running guest rest until it is resumed
+    Pause(Pause),
+    /// Let a paused guest go on
+    Resume(Resume),
+    /// End a running guest at once, as if its power was cut
+    Kill(Kill),
+    /// Print what the console of a guest in the background has printed
+    #[command(after_help = guests::LOGS_EXAMPLES)]
+    Logs(Logs),
     /// Freeze a running guest into a directory; it goes on
     #[command(after_help = snapshot::TAKE_EXAMPLES)]
     Snapshot(Take),
@@ -102,6 +118,12 @@ impl Failure {
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(run) => run.execute(),
+        Command::Ps(list) => list.execute(),
+        Command::Inspect(inspect) => inspect.execute(),
+        Command::Pause(pause) => pause.execute(),
+        Command::Resume(resume) => resume.execute(),
+        Command::Kill(kill) => kill.execute(),
+        Command::Logs(logs) => logs.execute(),
         Command::Snapshot(take) => take.execute(),
         Command::Restore(restore) => restore.execute(),
         Command::Rewind(rewind) => rewind.execute(),

@@ -1,6 +1,7 @@
 //! What a user can ask of a running guest: a line of JSON to its control socket, and a line of JSON back.
 
 mod client;
+mod info;
 mod server;
 
 use std::path::PathBuf;
@@ -8,9 +9,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use client::{ControlError, ask};
+pub use info::GuestInfo;
 pub use server::Control;
 
-use crate::config::VmConfig;
 use crate::snapshot::{Rewound, SnapshotOptions, Taken};
 
 /// What a running guest is asked for.
@@ -27,8 +28,14 @@ pub enum Request {
         #[serde(default)]
         disks: bool,
     },
-    /// Say what it was built from.
-    Config,
+    /// Say what it is and how it is.
+    Inspect,
+    /// Rest until it is told to go on.
+    Pause,
+    /// Go on.
+    Resume,
+    /// End at once, as a machine whose power is cut.
+    Kill,
 }
 
 /// What it answers.
@@ -39,8 +46,10 @@ pub enum Answer {
     Taken(Taken),
     /// The guest is where the snapshot was.
     Rewound(Rewound),
-    /// What the guest was built from, with absolute paths.
-    Config(Box<VmConfig>),
+    /// What the guest is.
+    Guest(Box<GuestInfo>),
+    /// It is so.
+    Done,
     /// It could not be done: a sentence.
     Failed(String),
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
-use super::{Answer, Request};
-use crate::error::Doing;
+use super::{Answer, GuestInfo, Request};
+use crate::lifecycle::Stop;
 use crate::snapshot::{self, SnapshotError};
 use crate::vm::RunningVm;
 
@@ -79,10 +79,15 @@ fn answer(vm: &RunningVm, request: Request) -> Result<Answer, SnapshotError> {
     match request {
         Request::Snapshot(options) => snapshot::take(vm, &options).map(Answer::Taken),
         Request::Rewind { directory, disks } => snapshot::rewind(vm, &directory, disks).map(Answer::Rewound),
-        Request::Config => {
-            let config = vm.config().clone().with_absolute_paths();
-            let config = config.doing("tell where the guest's files are")?;
-            Ok(Answer::Config(Box::new(config)))
+        Request::Inspect => Ok(Answer::Guest(Box::new(GuestInfo::of(vm)?))),
+        Request::Pause => Ok(vm.hold().map(|()| Answer::Done)?),
+        Request::Resume => {
+            vm.release();
+            Ok(Answer::Done)
+        }
+        Request::Kill => {
+            vm.stop(Stop::Ended);
+            Ok(Answer::Done)
         }
     }
 }

@@ -1,0 +1,273 @@
+//! The commands for guests that run: listing them, and what is asked of one by its name.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
+use clap::Args;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use serde::Serialize;
+use vmm::control::{self, Answer, ControlError, GuestInfo, Request};
+use vmm::runtime::{self, RuntimeError};
+
+use super::guest::CONSOLE;
+use super::snapshot::unexpected;
+use super::{Failure, print_json};
+
+pub const LIST_EXAMPLES: &str = "\
+Examples:
+  posada ps
+  posada ps --json | jq -r '.[].name'";
+
+pub const LOGS_EXAMPLES: &str = "\
+Examples:
+  posada logs web-1
+  posada logs -f web-1      until the guest ends";
+
+/// Lists the running guests.
+#[derive(Args)]
+pub struct List {
+    /// Print them as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Tells about one.
+#[derive(Args)]
+pub struct Inspect {
+    /// The running guest
+    name: String,
+}
+
+/// Has guests rest.
+#[derive(Args)]
+pub struct Pause {
+    /// The running guests
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+}
+
+/// Lets guests go on.
+#[derive(Args)]
+pub struct Resume {
+    /// The paused guests
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+}
+
+/// Ends guests.
+#[derive(Args)]
+pub struct Kill {
+    /// The running guests
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+}
+
+/// Prints a guest's console.
+#[derive(Args)]
+pub struct Logs {
+    /// The guest, one in the background
+    name: String,
+    /// Go on with what it prints, until it ends
+    #[arg(short, long)]
+    follow: bool,
+}
+
+/// A guest in the list.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Row {
+    name: String,
+    pid: u32,
+    state: String,
+    cpus: u32,
+    memory: String,
+    uptime: u64,
+}
+
+impl List {
+    /// Prints a table, or JSON.
+    pub fn execute(self) -> Result<(), Failure> {
+        let mut rows = Vec::new();
+        for name in runtime::names().map_err(ControlError::from)? {
+            match inspect(&name) {
+                Ok(guest) => rows.push(Row::from(*guest)),
+                // It has ended, and its directory is what it left.
+                Err(Failure::Control(ControlError::Runtime(RuntimeError::Unknown(_)))) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        if self.json {
+            return print_json(&rows);
+        }
+        print!("{}", table(&rows));
+        Ok(())
+    }
+}
+
+impl From<GuestInfo> for Row {
+    fn from(guest: GuestInfo) -> Self {
+        Self {
+            name: guest.name,
+            pid: guest.pid,
+            state: guest.state.to_string(),
+            cpus: guest.cpus,
+            memory: guest.memory.to_string(),
+            uptime: guest.uptime,
+        }
+    }
+}
+
+/// With a column for each property, as wide as what is in it.
+fn table(rows: &[Row]) -> String {
+    let head = ["NAME", "PID", "STATE", "CPUS", "MEMORY", "UPTIME"].map(str::to_owned);
+    let lines = rows.iter().map(|row| {
+        let uptime = time(row.uptime);
+        [
+            row.name.clone(),
+            row.pid.to_string(),
+            row.state.clone(),
+            row.cpus.to_string(),
+            row.memory.clone(),
+            uptime,
+        ]
+    });
+    let lines: Vec<_> = std::iter::once(head).chain(lines).collect();
+    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for line in &lines {
+        let cells: Vec<_> = line
+            .iter()
+            .enumerate()
+            .map(|(column, cell)| format!("{cell:<width$}", width = width(column)))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// A number of seconds in its largest unit.
+fn time(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86400),
+    }
+}
+
+impl Inspect {
+    /// Prints everything, as JSON.
+    pub fn execute(self) -> Result<(), Failure> {
+        let guest = inspect(&self.name)?;
+        let text = serde_json::to_string_pretty(&guest).map_err(|error| Failure::Other(error.to_string()))?;
+        println!("{text}");
+        Ok(())
+    }
+}
+
+impl Pause {
+    /// Asks each of them.
+    pub fn execute(self) -> Result<(), Failure> {
+        self.names.iter().try_for_each(|name| tell(name, &Request::Pause))
+    }
+}
+
+impl Resume {
+    /// Asks each of them.
+    pub fn execute(self) -> Result<(), Failure> {
+        self.names.iter().try_for_each(|name| tell(name, &Request::Resume))
+    }
+}
+
+impl Kill {
+    /// Ends each of them, and returns when its process is gone.
+    pub fn execute(self) -> Result<(), Failure> {
+        self.names.iter().try_for_each(|name| {
+            let directory = runtime::directory_of(name).map_err(ControlError::from)?;
+            tell(name, &Request::Kill)?;
+            runtime::wait_until_gone(&directory);
+            Ok(())
+        })
+    }
+}
+
+impl Logs {
+    /// Prints what there is, and with `--follow` what comes.
+    pub fn execute(self) -> Result<(), Failure> {
+        let directory = runtime::directory_of(&self.name).map_err(ControlError::from)?;
+        let path = directory.join(CONSOLE);
+        let Err(error) = self.print(&path) else { return Ok(()) };
+        match error.kind() {
+            io::ErrorKind::NotFound => Err(Failure::Other(format!(
+                "the console of '{}' is where it was started, and nothing of it is kept: start it in the background to have it kept",
+                self.name
+            ))),
+            // Who reads has seen enough.
+            io::ErrorKind::BrokenPipe => Ok(()),
+            _ => Err(Failure::Other(format!("cannot print '{}': {error}", path.display()))),
+        }
+    }
+
+    fn print(&self, path: &Path) -> io::Result<()> {
+        let mut console = File::open(path)?;
+        let changes = Inotify::init(InitFlags::IN_CLOEXEC)?;
+        changes.add_watch(path, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CLOSE_WRITE)?;
+        let mut stdout = io::stdout();
+        let mut ended = !self.follow;
+        loop {
+            io::copy(&mut console, &mut stdout)?;
+            stdout.flush()?;
+            if ended {
+                return Ok(());
+            }
+            // Only the guest's process writes to it: it has ended when it closes it.
+            let events = changes.read_events()?;
+            ended = events
+                .iter()
+                .any(|event| event.mask.contains(AddWatchFlags::IN_CLOSE_WRITE));
+        }
+    }
+}
+
+fn inspect(name: &str) -> Result<Box<GuestInfo>, Failure> {
+    match control::ask(name, &Request::Inspect)? {
+        Answer::Guest(guest) => Ok(guest),
+        _ => Err(unexpected()),
+    }
+}
+
+fn tell(name: &str, request: &Request) -> Result<(), Failure> {
+    match control::ask(name, request)? {
+        Answer::Done => Ok(()),
+        _ => Err(unexpected()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_as_wide_as_what_is_in_it() {
+        let row = |name: &str, uptime| Row {
+            name: name.to_owned(),
+            pid: 7,
+            state: "running".to_owned(),
+            cpus: 12,
+            memory: "128M".to_owned(),
+            uptime,
+        };
+        let table = table(&[row("a", 59), row("longer-name", 7200)]);
+        let lines: Vec<_> = table.lines().collect();
+        assert_eq!(lines[0], "NAME         PID  STATE    CPUS  MEMORY  UPTIME");
+        assert_eq!(lines[1], "a            7    running  12    128M    59s");
+        assert_eq!(lines[2], "longer-name  7    running  12    128M    2h");
+    }
+
+    #[test]
+    fn times_are_told_in_their_largest_unit() {
+        assert_eq!([59, 60, 3599, 3600, 86_400].map(time), ["59s", "1m", "59m", "1h", "1d"]);
+    }
+}

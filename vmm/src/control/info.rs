@@ -1,0 +1,54 @@
+//! What a running guest tells of itself.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ByteSize, VmConfig};
+use crate::error::{Doing, Error};
+use crate::host::HostKind;
+use crate::lifecycle::Phase;
+use crate::vm::RunningVm;
+
+/// A guest that this host runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GuestInfo {
+    /// Its name.
+    pub name: String,
+    /// Its process.
+    pub pid: u32,
+    /// Whether it runs.
+    pub state: Phase,
+    /// Seconds since it was started or restored.
+    pub uptime: u64,
+    /// What runs its kernel code.
+    pub host_kind: HostKind,
+    /// Number of its virtual CPUs.
+    pub cpus: u32,
+    /// How much memory it has.
+    pub memory: ByteSize,
+    /// What it was built from, with absolute paths.
+    pub config: VmConfig,
+}
+
+impl GuestInfo {
+    /// Of this process's guest.
+    ///
+    /// # Errors
+    /// The process's directory is gone.
+    pub fn of(vm: &RunningVm) -> Result<Self, Error> {
+        let config = vm.config();
+        Ok(Self {
+            name: config.name().to_owned(),
+            pid: std::process::id(),
+            state: vm.lifecycle().phase(),
+            uptime: vm.age().as_secs(),
+            host_kind: vm.host_kind(),
+            cpus: config.cpus(),
+            memory: config.memory(),
+            config: config
+                .clone()
+                .with_absolute_paths()
+                .doing("tell where the guest's files are")?,
+        })
+    }
+}
