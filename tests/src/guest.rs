@@ -190,7 +190,7 @@ impl Guest {
 
     /// The command that runs it, for a test that starts it in its own way.
     pub fn command(&self, stdin: Stdio) -> Command {
-        let mut command = command(&self.arguments, stdin);
+        let mut command = posada_with(&self.arguments, stdin);
         if !self.named {
             command.env(RUNTIME, self.files.as_path());
         }
@@ -204,12 +204,15 @@ impl Guest {
 
 /// Runs posada with these arguments, which need no KVM, and waits for its end.
 pub fn posada<S: AsRef<OsStr>>(arguments: &[S]) -> Ended {
-    let mut running = Running::on_pipes(command(arguments, Stdio::null()), None);
-    running.end_input();
-    running.wait()
+    Running::of(command(arguments)).wait()
 }
 
-fn command<S: AsRef<OsStr>>(arguments: &[S], stdin: Stdio) -> Command {
+/// A posada with these arguments and nothing to read, to be [started](Running::of).
+pub fn command<S: AsRef<OsStr>>(arguments: &[S]) -> Command {
+    posada_with(arguments, Stdio::null())
+}
+
+fn posada_with<S: AsRef<OsStr>>(arguments: &[S], stdin: Stdio) -> Command {
     let mut command = Command::new(binary::binary());
     command
         .args(arguments)

@@ -1,9 +1,14 @@
 //! Guests that run, by their names: listed, paused, looked at, ended.
 
+use std::fs::{self, File};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process;
+use std::thread;
 
-use posada_tests::{Guest, guest, posada};
+use posada_tests::guest::command;
+use posada_tests::running::until;
+use posada_tests::{Guest, Running, guest, images, posada};
 use serde_json::Value;
 use vmm_sys_util::tempdir::TempDir;
 
@@ -46,7 +51,11 @@ fn a_running_guest_is_in_the_list_until_it_is_ended() {
 #[test]
 fn a_guest_tells_what_it_was_built_from() {
     let name = name("inspected");
-    let mut guest = Guest::bare("program=echo").named(&name).cpus(2).arg("--rng").start();
+    let mut guest = Guest::bare("program=echo")
+        .named(&name)
+        .cpus(2)
+        .arg("--rng")
+        .start();
     guest.wait_for("listening\n");
     let told = json(&["inspect", &name]);
     assert_eq!(told["cpus"], 2);
@@ -90,31 +99,58 @@ fn a_paused_guest_hears_nothing_and_can_be_ended() {
     posada(&["snapshot", &name, snapshot.to_str().unwrap()]).expect_status(0);
     posada(&["kill", &name]).expect_status(0);
     let ended = guest.wait().expect_status(0);
-    assert!(!ended.console().contains("is anybody there"), "{}", ended.console());
+    assert!(
+        !ended.console().contains("is anybody there"),
+        "{}",
+        ended.console()
+    );
 }
 
 #[test]
-fn the_console_of_a_guest_in_the_background_is_kept_as_long_as_it_runs() {
-    let name = name("logged");
-    let place = TempDir::new().unwrap();
-    let snapshot = place.as_path().join("s");
-    let mut guest = Guest::bare("program=count").named(&name).start();
-    guest.wait_for("\n");
-    let logs = posada(&["logs", &name]);
-    logs.expect_refusal(1, &[&name, "background"]);
-    posada(&["snapshot", &name, snapshot.to_str().unwrap(), "--stop"]).expect_status(0);
-    guest.wait().expect_status(0);
+fn a_guest_in_the_background_runs_on_and_its_console_is_kept() {
+    let name = name("detached");
+    let kernel = images::bare();
+    let kernel = kernel.to_str().unwrap();
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        &name,
+        "--kernel",
+        kernel,
+        "--cmdline",
+        "program=count",
+    ];
+    let started = posada(&run).expect_status(0);
+    assert_eq!(started.console(), format!("{name}\n"));
+    assert_eq!(started.messages(), "");
+    until("the guest has printed something", || {
+        posada(&["logs", &name])
+            .expect_status(0)
+            .console()
+            .contains("count 1\n")
+    });
+    posada(&run).expect_refusal(1, &["there is a running guest named", &name]);
+    let mut follow = Running::of(command(&["logs", "-f", &name]));
+    follow.wait_for("count 1\n");
+    posada(&["kill", &name]).expect_status(0);
+    follow.wait().expect_status(0);
+    posada(&["logs", &name]).expect_refusal(1, &["there is no running guest named", &name]);
+}
 
-    posada(&["clone", snapshot.to_str().unwrap(), "--name", &name]).expect_status(0);
-    let clone = format!("{name}-1");
-    let console = guest::runtime_directory().join("posada").join(&clone).join("console.log");
-    let follow = Guest::none();
-    drop(follow);
-    let kept = posada(&["logs", &clone]).expect_status(0).console();
-    assert!(console.exists());
-    assert_eq!(kept.as_bytes(), &std::fs::read(&console).unwrap()[..kept.len()]);
-    posada(&["kill", &clone]).expect_status(0);
-    posada(&["logs", &clone]).expect_refusal(1, &[&clone, "no running guest"]);
+#[test]
+fn a_guest_in_the_background_that_cannot_run_says_why() {
+    posada(&["run", "-d", "--kernel", "/nonexistent"]).expect_refusal(1, &["/nonexistent"]);
+    posada(&["run", "-d", "--name", "no such name"]).expect_refusal(2, &["no such name"]);
+}
+
+#[test]
+fn the_console_of_a_guest_in_the_foreground_is_not_kept() {
+    let name = name("watched");
+    let mut guest = Guest::bare("program=echo").named(&name).start();
+    guest.wait_for("listening\n");
+    posada(&["logs", &name]).expect_refusal(1, &[&name, "background"]);
+    posada(&["kill", &name]).expect_status(0);
 }
 
 #[test]
@@ -122,4 +158,29 @@ fn who_is_not_there_cannot_be_asked() {
     for verb in ["inspect", "pause", "resume", "kill", "logs"] {
         posada(&[verb, "nobody"]).expect_refusal(1, &["there is no running guest named 'nobody'"]);
     }
+}
+
+#[test]
+fn a_guest_that_does_not_answer_is_listed_and_does_not_hide_the_others() {
+    let name = name("mute");
+    let directory = guest::runtime_directory().join("posada").join(&name);
+    fs::create_dir_all(&directory).unwrap();
+    let lock = File::open(&directory).unwrap();
+    lock.try_lock().unwrap();
+    let socket = UnixListener::bind(directory.join("control.sock")).unwrap();
+    let answers = thread::spawn(move || drop(socket.accept()));
+    let listed = posada(&["ps", "--json"]).expect_status(0);
+    answers.join().unwrap();
+    let guests: Value = serde_json::from_str(&listed.console()).unwrap();
+    let mute = guests
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|guest| guest["name"] == name.as_str());
+    assert!(mute.is_some_and(|mute| mute["state"].is_null()), "{guests}");
+    assert!(listed.messages().contains(&name), "{}", listed.messages());
+    drop(lock);
+    // Nobody has it any more: the next list is rid of it.
+    assert_eq!(self::listed(&name), None);
+    assert!(!directory.exists());
 }

@@ -6,15 +6,26 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use super::Failure;
+use serde::Serialize;
+
+use super::{FAILURE, Failure};
 
 /// What such a process prints when its guest could run. Then it waits for [`GO`], so that of many guests the first ones do not keep
 /// the last ones from starting.
 const READY: &str = "ready";
 /// What lets the guest run: the end of standard input does not.
 const GO: &str = "go";
-/// What the process prints when its guest runs. From then on its messages go to a file of the guest's.
+/// What the process prints when its guest runs, and the guest's name. From then on its messages go to a file of the guest's.
 pub const RUNS: &str = "runs";
+
+/// A guest that runs in a process of its own.
+#[derive(Debug, Serialize)]
+pub struct Started {
+    /// Its name.
+    pub name: String,
+    /// Its process.
+    pub pid: u32,
+}
 
 /// A process whose guest does not run yet.
 pub struct Starting {
@@ -53,8 +64,8 @@ impl Starting {
     /// It could not; what its process had to say.
     pub fn wait_until_ready(mut self) -> Result<Self, Failure> {
         match self.says(READY) {
-            true => Ok(self),
-            false => Err(self.why_not()),
+            Some(_) => Ok(self),
+            None => Err(self.why_not()),
         }
     }
 
@@ -64,21 +75,26 @@ impl Starting {
         let _ = writeln!(self.stdin, "{GO}");
     }
 
-    /// Waits until the guest runs; returns its process's number.
+    /// Waits until the guest runs.
     ///
     /// # Errors
     /// It does not; what its process had to say.
-    pub fn wait_until_it_runs(mut self) -> Result<u32, Failure> {
+    pub fn wait_until_it_runs(mut self) -> Result<Started, Failure> {
         match self.says(RUNS) {
-            true => Ok(self.child.id()),
-            false => Err(self.why_not()),
+            Some(name) => Ok(Started {
+                name,
+                pid: self.child.id(),
+            }),
+            None => Err(self.why_not()),
         }
     }
 
-    fn says(&mut self, word: &str) -> bool {
+    /// What follows `word` in the next line, if it begins so.
+    fn says(&mut self, word: &str) -> Option<String> {
         let mut line = String::new();
         // What cannot be read is as good as the end.
-        self.stdout.read_line(&mut line).is_ok() && line.trim_end() == word
+        self.stdout.read_line(&mut line).ok()?;
+        line.strip_prefix(word).map(|rest| rest.trim().to_owned())
     }
 
     fn why_not(mut self) -> Failure {
@@ -86,12 +102,20 @@ impl Starting {
         if let Some(mut stderr) = self.child.stderr.take() {
             let _ = stderr.read_to_string(&mut message);
         }
-        let message = message.trim_end().trim_start_matches("posada: ");
-        Failure::Other(match (message, self.child.wait()) {
-            ("", Ok(status)) => format!("the guest's process ended before its guest ran ({status})"),
-            ("", Err(error)) => format!("the guest's process is lost: {error}"),
-            (message, _) => message.to_owned(),
-        })
+        let said = message.trim_end().trim_start_matches("posada: ");
+        let ended = match self.child.wait() {
+            Ok(status) => status,
+            Err(error) => return Failure::Other(format!("the guest's process is lost: {error}")),
+        };
+        let message = match said {
+            "" => format!("the guest's process ended before its guest ran ({ended})"),
+            said => said.to_owned(),
+        };
+        let status = ended.code().and_then(|code| u8::try_from(code).ok());
+        Failure::Elsewhere {
+            message,
+            status: status.filter(|&status| status != 0).unwrap_or(FAILURE),
+        }
     }
 }
 

@@ -6,7 +6,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use serde::Serialize;
 use vmm::config::{Overrides, Replacement, VmConfig};
 use vmm::control::{self, Answer, Request};
 use vmm::runtime;
@@ -52,12 +51,6 @@ enum Template {
 }
 
 /// What the user is told of a clone.
-#[derive(Serialize)]
-struct Started {
-    name: String,
-    pid: u32,
-}
-
 impl Clones {
     /// Starts them all beside each other, and waits until they run.
     pub fn execute(self) -> Result<(), Failure> {
@@ -81,7 +74,7 @@ impl Clones {
         let mut started = Vec::new();
         for (name, ready) in names.into_iter().zip(ready) {
             match ready.and_then(Starting::wait_until_it_runs) {
-                Ok(pid) => started.push(Started { name, pid }),
+                Ok(clone) => started.push(clone),
                 Err(failure) => failures.push(format!("{name}: {failure}")),
             }
         }

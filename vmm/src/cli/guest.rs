@@ -1,7 +1,7 @@
 //! A guest that this process runs: its place among the running ones, its console, its end.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
@@ -86,14 +86,22 @@ impl Hosted {
         Ok(())
     }
 
-    /// A new file for what the guest's console prints.
+    /// Where the guest's console prints: to standard output, or in the background to a new file in its directory.
     ///
     /// # Errors
-    /// It cannot be made.
-    pub fn console_file(&self) -> Result<File, Failure> {
+    /// There is no file for it, or no standard output.
+    pub fn console(&self, background: bool) -> Result<Box<dyn Write + Send>, Failure> {
+        if !background {
+            return Ok(Box::new(console::output()?));
+        }
         let path = self.directory()?.path().join(CONSOLE);
-        File::create(&path)
-            .map_err(|error| Failure::Other(format!("cannot make '{}': {error}", path.display())))
+        match File::create(&path) {
+            Ok(file) => Ok(Box::new(file)),
+            Err(error) => Err(Failure::Other(format!(
+                "cannot make '{}': {error}",
+                path.display()
+            ))),
+        }
     }
 
     /// Connects the guest with this terminal, and with who asks for it by name, until it ends; then the process does.
@@ -103,7 +111,7 @@ impl Hosted {
         let serve = |listener| Control::serve(vm.clone(), listener).inspect_err(unreachable).ok();
         let control = self.listener.take().and_then(serve);
         if background {
-            self.announce()?;
+            self.announce(vm.config().name())?;
         }
         let end = console::attend(&vm)?;
         // A thread that waits for memory that nobody serves does not end what it has begun.
@@ -119,11 +127,11 @@ impl Hosted {
         finish(&end)
     }
 
-    fn announce(&self) -> Result<(), Failure> {
+    fn announce(&self, name: &str) -> Result<(), Failure> {
         let path = self.directory()?.path().join(MESSAGES);
         let leave = || {
             let messages = File::create(&path)?;
-            println!("{RUNS}");
+            println!("{RUNS} {name}");
             dup2_stdout(&messages)?;
             dup2_stderr(&messages)?;
             Ok(())

@@ -7,12 +7,14 @@ use std::path::Path;
 use clap::Args;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::Serialize;
+use vmm::config::ByteSize;
 use vmm::control::{self, Answer, ControlError, GuestInfo, Request};
+use vmm::lifecycle::Phase;
 use vmm::runtime::{self, RuntimeError};
 
 use super::guest::CONSOLE;
 use super::snapshot::unexpected;
-use super::{Failure, print_json};
+use super::{Failure, print_json, say};
 
 pub const LIST_EXAMPLES: &str = "\
 Examples:
@@ -73,16 +75,15 @@ pub struct Logs {
     follow: bool,
 }
 
-/// A guest in the list.
+/// A guest in the list. Of one that does not answer, or not as it should, there is only the name.
 #[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
 struct Row {
     name: String,
-    pid: u32,
-    state: String,
-    cpus: u32,
-    memory: String,
-    uptime: u64,
+    pid: Option<u32>,
+    state: Option<Phase>,
+    cpus: Option<u32>,
+    memory: Option<ByteSize>,
+    uptime: Option<u64>,
 }
 
 impl List {
@@ -91,12 +92,16 @@ impl List {
         let mut rows = Vec::new();
         for name in runtime::names().map_err(ControlError::from)? {
             match inspect(&name) {
-                Ok(guest) => rows.push(Row::from(*guest)),
+                Ok(guest) => rows.push(Row::of(*guest)),
                 // It has ended, and its directory is what it left.
                 Err(Failure::Control(ControlError::Runtime(RuntimeError::Unknown(_)))) => {}
-                Err(failure) => return Err(failure),
+                Err(failure) => {
+                    say(format_args!("posada: {failure}"));
+                    rows.push(Row::silent(name));
+                }
             }
         }
+        runtime::sweep();
         if self.json {
             return print_json(&rows);
         }
@@ -105,31 +110,44 @@ impl List {
     }
 }
 
-impl From<GuestInfo> for Row {
-    fn from(guest: GuestInfo) -> Self {
+impl Row {
+    fn of(guest: GuestInfo) -> Self {
         Self {
             name: guest.name,
-            pid: guest.pid,
-            state: guest.state.to_string(),
-            cpus: guest.cpus,
-            memory: guest.memory.to_string(),
-            uptime: guest.uptime,
+            pid: Some(guest.pid),
+            state: Some(guest.state),
+            cpus: Some(guest.cpus),
+            memory: Some(guest.memory),
+            uptime: Some(guest.uptime),
+        }
+    }
+
+    fn silent(name: String) -> Self {
+        Self {
+            name,
+            pid: None,
+            state: None,
+            cpus: None,
+            memory: None,
+            uptime: None,
         }
     }
 }
 
 /// With a column for each property, as wide as what is in it.
 fn table(rows: &[Row]) -> String {
+    fn cell(value: Option<impl ToString>) -> String {
+        value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+    }
     let head = ["NAME", "PID", "STATE", "CPUS", "MEMORY", "UPTIME"].map(str::to_owned);
     let lines = rows.iter().map(|row| {
-        let uptime = time(row.uptime);
         [
             row.name.clone(),
-            row.pid.to_string(),
-            row.state.clone(),
-            row.cpus.to_string(),
-            row.memory.clone(),
-            uptime,
+            cell(row.pid),
+            cell(row.state),
+            cell(row.cpus),
+            cell(row.memory),
+            cell(row.uptime.map(time)),
         ]
     });
     let lines: Vec<_> = std::iter::once(head).chain(lines).collect();
@@ -177,7 +195,9 @@ impl Pause {
 impl Resume {
     /// Asks each of them.
     pub fn execute(self) -> Result<(), Failure> {
-        self.names.iter().try_for_each(|name| tell(name, &Request::Resume))
+        self.names
+            .iter()
+            .try_for_each(|name| tell(name, &Request::Resume))
     }
 }
 
@@ -198,7 +218,9 @@ impl Logs {
     pub fn execute(self) -> Result<(), Failure> {
         let directory = runtime::directory_of(&self.name).map_err(ControlError::from)?;
         let path = directory.join(CONSOLE);
-        let Err(error) = self.print(&path) else { return Ok(()) };
+        let Err(error) = self.print(&path) else {
+            return Ok(());
+        };
         match error.kind() {
             io::ErrorKind::NotFound => Err(Failure::Other(format!(
                 "the console of '{}' is where it was started, and nothing of it is kept: start it in the background to have it kept",
@@ -206,7 +228,10 @@ impl Logs {
             ))),
             // Who reads has seen enough.
             io::ErrorKind::BrokenPipe => Ok(()),
-            _ => Err(Failure::Other(format!("cannot print '{}': {error}", path.display()))),
+            _ => Err(Failure::Other(format!(
+                "cannot print '{}': {error}",
+                path.display()
+            ))),
         }
     }
 
@@ -251,23 +276,26 @@ mod tests {
 
     #[test]
     fn a_table_is_as_wide_as_what_is_in_it() {
-        let row = |name: &str, uptime| Row {
-            name: name.to_owned(),
-            pid: 7,
-            state: "running".to_owned(),
-            cpus: 12,
-            memory: "128M".to_owned(),
-            uptime,
+        let long = Row {
+            name: "longer-name".to_owned(),
+            pid: Some(7),
+            state: Some(Phase::Running),
+            cpus: Some(12),
+            memory: Some(ByteSize(128 << 20)),
+            uptime: Some(7200),
         };
-        let table = table(&[row("a", 59), row("longer-name", 7200)]);
+        let table = table(&[long, Row::silent("mute".to_owned())]);
         let lines: Vec<_> = table.lines().collect();
         assert_eq!(lines[0], "NAME         PID  STATE    CPUS  MEMORY  UPTIME");
-        assert_eq!(lines[1], "a            7    running  12    128M    59s");
-        assert_eq!(lines[2], "longer-name  7    running  12    128M    2h");
+        assert_eq!(lines[1], "longer-name  7    running  12    128M    2h");
+        assert_eq!(lines[2], "mute         -    -        -     -       -");
     }
 
     #[test]
     fn times_are_told_in_their_largest_unit() {
-        assert_eq!([59, 60, 3599, 3600, 86_400].map(time), ["59s", "1m", "59m", "1h", "1d"]);
+        assert_eq!(
+            [59, 60, 3599, 3600, 86_400].map(time),
+            ["59s", "1m", "59m", "1h", "1d"]
+        );
     }
 }

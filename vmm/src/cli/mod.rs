@@ -94,6 +94,14 @@ enum Failure {
     /// A running guest did not do what it was asked for.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The guest's own process could not, and said why.
+    #[error("{message}")]
+    Elsewhere {
+        /// Its sentence.
+        message: String,
+        /// Its exit status.
+        status: u8,
+    },
     /// Something else, in a sentence.
     #[error("{0}")]
     Other(String),
@@ -109,6 +117,7 @@ impl Failure {
     fn status(&self) -> u8 {
         match self {
             Self::Vm(Error::Config(_)) => USAGE,
+            Self::Elsewhere { status, .. } => *status,
             _ => FAILURE,
         }
     }

@@ -1,5 +1,6 @@
 //! `posada run`: a guest of a configuration.
 
+use std::env;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
@@ -8,8 +9,9 @@ use vmm::console;
 use vmm::foundation::Foundation;
 use vmm::vm::Vm;
 
+use super::background::Starting;
 use super::guest::Hosted;
-use super::{Failure, start_log};
+use super::{Failure, background, start_log};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -18,6 +20,7 @@ Examples:
   posada run --kernel vmlinuz --initrd initrd.img --append root=/dev/ram0
   posada run --disk disk.img --net user,forward=tcp:8080:80
   posada run --config guest.toml --memory 2G
+  posada run -d --name web --disk disk.img
   echo 'uname -a; poweroff' | posada run
 
 On the console: Ctrl-A x ends the guest, Ctrl-A h shows the keys.
@@ -32,14 +35,25 @@ pub struct Run {
     #[command(flatten)]
     vm: VmConfig,
 
+    /// Run the guest in the background and print its name; its console is kept for 'posada logs'
+    #[arg(short, long)]
+    detach: bool,
+
+    /// Say on standard output how far the guest is, and wait to be let go; its console goes to a file in its directory
+    #[arg(long, hide = true)]
+    background: bool,
+
     /// Say on standard error what is being done; twice for more
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
 }
 
 impl Run {
-    /// Runs the guest until it ends, and the process with it.
+    /// Runs the guest until it ends, and the process with it; or has another process do so.
     pub fn execute(self) -> Result<(), Failure> {
+        if self.detach && !self.background {
+            return detach();
+        }
         start_log(self.verbose);
         let mut config = match &self.config {
             Some(path) => self.vm.or(VmConfig::from_file(path)?),
@@ -48,7 +62,19 @@ impl Run {
         console::block_signals()?;
         let foundation = Foundation::lay(&config)?;
         let hosted = Hosted::begin(&mut config)?;
-        let vm = Vm::build(foundation, &config, Box::new(console::output()?))?.start();
-        hosted.attend(vm, false)
+        let vm = Vm::build(foundation, &config, hosted.console(self.background)?)?;
+        if self.background {
+            background::wait_to_go()?;
+        }
+        hosted.attend(vm.start(), self.background)
     }
+}
+
+/// Starts this same command once more, in the background.
+fn detach() -> Result<(), Failure> {
+    let same = env::args_os().skip(1);
+    let mut guest = Starting::begin(same.chain(["--background".into()]))?.wait_until_ready()?;
+    guest.go();
+    println!("{}", guest.wait_until_it_runs()?.name);
+    Ok(())
 }

@@ -1,6 +1,5 @@
 //! `posada snapshot`, `restore` and `rewind`.
 
-use std::io::Write;
 use std::path::{self, Path, PathBuf};
 use std::time::Duration;
 
@@ -148,10 +147,7 @@ impl Restore {
         if self.disks_back {
             snapshot.put_disks_back(&config)?;
         }
-        let console: Box<dyn Write + Send> = match self.background {
-            true => Box::new(hosted.console_file()?),
-            false => Box::new(console::output()?),
-        };
+        let console = hosted.console(self.background)?;
         let memory = match self.memory_from {
             Some(socket) => MemoryFrom::Handler(socket),
             None => MemoryFrom::Snapshot(self.prefault),
