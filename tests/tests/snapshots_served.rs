@@ -239,6 +239,29 @@ fn a_user_is_told_that_nothing_is_served_and_it_goes_on_when_something_is() {
     end(guest);
 }
 
+/// Ended by its user, posada waits for the snapshot that is being taken, which waits for memory.
+#[test]
+fn a_guest_that_is_ended_while_memory_is_waited_for_ends_with_the_handler() {
+    let story = Story::of_a_counting_guest();
+    let handler = story.handler(u64::MAX);
+    let mut guest = story.start();
+    handler.signal(Signal::SIGSTOP);
+    thread::scope(|scope| {
+        let snapshot = scope.spawn(|| story.ask("snapshot", "t", &[]));
+        guest.wait_until("posada has told of it", |guest| {
+            guest.messages().contains("has served nothing")
+        });
+        guest.signal(Signal::SIGTERM);
+        handler.signal(Signal::SIGKILL);
+        snapshot.join().unwrap().expect_refusal(1, &["does not answer"]);
+    });
+    let ended = guest.wait().expect_status(3);
+    let messages = ended.messages();
+    assert_eq!(messages.matches("/socket' has ended").count(), 1, "{messages}");
+    handler.wait();
+    assert!(!story.place("t").exists());
+}
+
 #[test]
 fn clones_have_their_memory_served_each_by_itself() {
     let story = Story::of_a_counting_guest();
