@@ -3,6 +3,7 @@
 //! What is read from and written to an image goes through an [`Engine`]; nothing here knows virtio.
 
 mod block_device;
+mod changes;
 mod durability;
 mod engine;
 mod error;
@@ -26,12 +27,12 @@ pub use reflink::{ReflinkError, reflink, share_data};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use changes::Changes;
 
 /// Bytes of a sector, the unit of a disk's size and of all positions on it, whatever its blocks are (§5.2.4).
 pub const SECTOR: u32 = 512;
@@ -78,9 +79,8 @@ pub struct Image {
     blocks: Blocks,
     options: ImageOptions,
     durability: Durability,
-    /// Readable when somebody else who had opened the file for writing has closed it. Of regular files only, which are all
-    /// of the disk.
-    changes: Option<Inotify>,
+    /// Of an image that is all of the disk.
+    changes: Option<Changes>,
 }
 
 impl Image {
@@ -99,9 +99,9 @@ impl Image {
         Ok(Self {
             path: path.to_owned(),
             changes: if is_device {
-                None
+                changes_of_device(&file, path)
             } else {
-                Some(watch(&file).map_err(failed)?)
+                Some(Changes::of_file(&file).map_err(failed)?)
             },
             file,
             start: 0,
@@ -270,8 +270,7 @@ impl Image {
     pub fn clear_changes(&self) {
         self.durability.written();
         if let Some(changes) = &self.changes {
-            // Fails only when there is nothing to read.
-            let _ = changes.read_events();
+            changes.clear();
         }
     }
 }
@@ -384,10 +383,15 @@ fn check_size(path: &Path, size: u64, block: u32) -> Result<(), DiskError> {
     }
 }
 
-/// The kernel tells of a close by anybody but this process, which never closes it, and costs nothing until then.
-fn watch(file: &File) -> io::Result<Inotify> {
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    inotify.add_watch(path.as_str(), AddWatchFlags::IN_CLOSE_WRITE)?;
-    Ok(inotify)
+/// A host that does not tell may still have the device.
+fn changes_of_device(file: &File, path: &Path) -> Option<Changes> {
+    let changes = Changes::of_device(file);
+    changes
+        .inspect_err(|error| {
+            tracing::debug!(
+                "if '{}' gets another size, nobody will tell: {error}",
+                path.display()
+            );
+        })
+        .ok()
 }
