@@ -67,6 +67,7 @@ else
 test: guest
 	$(call install,$(TEST_PACKAGES))
 	@guest-images/build checks
+	@guest-images/build worker
 	cargo test --workspace --locked -- --test-threads=$(TEST_THREADS)
 endif
 

@@ -39,6 +39,20 @@ impl Guest {
         Self::linux(&images::tiny_vmlinux(), &images::tiny_initramfs())
     }
 
+    /// The tiny Linux guest with what is in another cpio archive: the kernel unpacks one after the other (Linux,
+    /// Documentation/driver-api/early-userspace/buffer-format.rst).
+    ///
+    /// # Panics
+    /// If one of them has not been built.
+    pub fn tiny_with(archive: &Path) -> Self {
+        let initramfs = images::tiny_initramfs();
+        let archives = [&initramfs, archive].map(|path| fs::read(path).expect("a cached image can be read"));
+        let guest = Self::kernel(&images::tiny_vmlinux());
+        let path = guest.files.as_path().join("initramfs.cpio");
+        fs::write(&path, archives.concat()).expect("a temporary file can be written");
+        guest.arg("--initrd").arg(path)
+    }
+
     /// The guest without an operating system, with this command line: `program=` and the program's arguments.
     ///
     /// # Panics

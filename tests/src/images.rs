@@ -48,6 +48,11 @@ pub fn checks() -> PathBuf {
     file("checks/checks.cpio")
 }
 
+/// A cpio archive with the program that uses a guest's disk, network and socket device at once.
+pub fn worker() -> PathBuf {
+    file("worker/worker.cpio")
+}
+
 /// The guest without an operating system, an ELF file.
 pub fn bare() -> PathBuf {
     file("bare/bare-guest")

@@ -1,4 +1,7 @@
-//! Moments that nobody has chosen, the same in every run.
+//! Moments that nobody has chosen, and that can be repeated.
+
+use std::env;
+use std::time::SystemTime;
 
 use bare_guest::numbers::Random;
 
@@ -32,4 +35,20 @@ impl Moments {
         points.sort_unstable();
         points
     }
+}
+
+/// A seed that nobody has chosen: `$POSADA_SEED`, or the time. It is printed, which cargo shows of a test that fails.
+///
+/// # Panics
+/// If the variable is no number.
+pub fn seed() -> u64 {
+    let seed = match env::var("POSADA_SEED") {
+        Ok(seed) => seed.parse().expect("POSADA_SEED is a number"),
+        Err(_) => {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            now.map_or(0, |now| now.as_secs())
+        }
+    };
+    println!("the same moments once more: POSADA_SEED={seed}");
+    seed
 }

@@ -1,21 +1,10 @@
 //! What user programs in a guest rely on their CPU for: the checks of guest-images/checks, run as the guest's only program.
 
-use std::fs;
-
-use posada_tests::guest::TempFile;
 use posada_tests::{Guest, images};
 
-/// The kernel unpacks one cpio archive after the other from one initramfs (Linux, Documentation/driver-api/early-userspace/
-/// buffer-format.rst).
 #[track_caller]
 fn passes_with(cpus: u32) {
-    let archives = [images::tiny_initramfs(), images::checks()];
-    let initramfs = archives
-        .map(|path| fs::read(path).expect("a cached image can be read"))
-        .concat();
-    let initramfs = TempFile::new("initramfs.cpio", initramfs);
-    let guest = Guest::linux(&images::tiny_vmlinux(), initramfs.path());
-    let ended = guest
+    let ended = Guest::tiny_with(&images::checks())
         .append("posada.init=/checks")
         .cpus(cpus)
         .run()
