@@ -12,6 +12,10 @@ use crate::config::ByteSize;
 
 pub use devices::virtio::{DirtyMap, GuestMemory};
 
+/// Bytes at the start of guest memory that are in small pages: a huge one. A guest's start needs a few pages of them, tables and
+/// the beginning of a kernel, and would wait for all the others to be zeroed.
+const LOW: u64 = 2 << 20;
+
 /// Why a guest cannot have the memory that was asked for.
 #[derive(Debug, Error)]
 pub enum MemoryError {
@@ -35,11 +39,11 @@ pub enum MemoryError {
 
 /// Maps `size` bytes of guest memory.
 ///
-/// The pages come when they are first touched, as huge pages where the host has them: a first touch is then
+/// The pages come when they are first touched, but for the lowest as huge pages where the host has them: a first touch is then
 /// forty times cheaper. None of it goes into a core dump of the VMM.
 pub fn map(size: ByteSize) -> Result<GuestMemory, MemoryError> {
     let memory = map_by_pages(size)?;
-    advise(&memory, libc::MADV_HUGEPAGE);
+    advise(&memory, GuestAddress(LOW), libc::MADV_HUGEPAGE);
     Ok(memory)
 }
 
@@ -93,15 +97,20 @@ fn map_region(base: GuestAddress, len: usize) -> Result<GuestRegionMmap<DirtyMap
 
 /// None of `memory` goes into a core dump of the VMM.
 pub(crate) fn keep_out_of_dumps(memory: &GuestMemory) {
-    advise(memory, libc::MADV_DONTDUMP);
+    advise(memory, GuestAddress(0), libc::MADV_DONTDUMP);
 }
 
-/// A hint: a host that does not take it runs the same guest, more slowly or with larger core dumps.
-fn advise(memory: &GuestMemory, advice: libc::c_int) {
+/// A hint about guest memory from `start` on: a host that does not take it runs the same guest, more slowly or with larger core
+/// dumps.
+fn advise(memory: &GuestMemory, start: GuestAddress, advice: libc::c_int) {
     for region in memory.iter() {
-        // SAFETY: the range is exactly the region's own mapping, which outlives the call, and neither advice that
-        // is given here changes what the memory holds.
-        let result = unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, advice) };
+        let skipped = start.0.saturating_sub(region.start_addr().0).min(region.len()) as usize;
+        // SAFETY: the range is the end of the region's own mapping, which outlives the call, and neither advice that is given
+        // here changes what the memory holds.
+        let result = unsafe {
+            let from = region.as_ptr().add(skipped);
+            libc::madvise(from.cast(), region.len() as usize - skipped, advice)
+        };
         if result != 0 {
             tracing::debug!("madvise {advice} on guest memory: {}", io::Error::last_os_error());
         }
