@@ -13,29 +13,56 @@ use vmm_sys_util::tempdir::TempDir;
 use crate::ended::Ended;
 use crate::running::Running;
 use crate::terminal::{Settings, Terminal};
-use crate::{images, payload, posada as binary};
+use crate::{booted, images, payload, posada as binary};
 
 /// The variable that says where running guests are found by name.
 const RUNTIME: &str = "XDG_RUNTIME_DIR";
 
-/// A guest that has not been started: `Guest::tiny().cpus(2).start()`.
+/// A guest that has not been started: `Guest::booted().cpus(2).start()`.
 pub struct Guest {
     arguments: Vec<OsString>,
+    name: Option<String>,
+    /// Whether these arguments are of a machine that is restored as it was after its boot.
+    booted: bool,
+    /// The disk of a booted machine.
+    disk: Option<OsString>,
     environment: Vec<(OsString, OsString)>,
     directory: Option<PathBuf>,
     input: Option<Vec<u8>>,
     /// Where the payload's file is, and where the guest is found by name unless it has one of its own. There for as long as
     /// somebody may look.
     files: Arc<TempDir>,
-    named: bool,
 }
 
 impl Guest {
-    /// `posada run` with the tiny Linux guest that `make guest` builds.
+    /// The tiny Linux guest that `make guest` builds, with its shell waiting for input: for all tests that do not look at how it
+    /// gets there. It is restored, in milliseconds, from a [snapshot](booted) that is taken when a machine with these arguments
+    /// is wanted for the first time.
+    ///
+    /// Arguments that are added are those of `posada run`. It has a source of random numbers already.
     ///
     /// # Panics
     /// If it has not been built.
-    pub fn tiny() -> Self {
+    pub fn booted() -> Self {
+        Self {
+            booted: true,
+            ..Self::booting().arg("--rng")
+        }
+    }
+
+    /// Likewise, with an image of [`booted::DISK_SIZE`] bytes as its disk, `,overlay=FILE` behind the path if need be.
+    pub fn booted_with_disk(disk: impl Into<OsString>) -> Self {
+        Self {
+            disk: Some(disk.into()),
+            ..Self::booted()
+        }
+    }
+
+    /// `posada run` with the tiny Linux guest, for tests of its boot.
+    ///
+    /// # Panics
+    /// If it has not been built.
+    pub fn booting() -> Self {
         Self::linux(&images::tiny_vmlinux(), &images::tiny_initramfs())
     }
 
@@ -76,22 +103,25 @@ impl Guest {
 
     /// `posada restore` with a snapshot's directory.
     pub fn restored(snapshot: &Path) -> Self {
-        Self::command_line(["restore".as_ref(), snapshot.as_os_str()])
+        Self::with_arguments(vec!["restore".into(), snapshot.into()])
     }
 
     /// `posada run` without a kernel.
     pub fn none() -> Self {
-        Self::command_line(["run".as_ref()])
+        Self::with_arguments(vec!["run".into()])
     }
 
-    fn command_line<const N: usize>(arguments: [&OsStr; N]) -> Self {
+    /// `posada` with these arguments.
+    pub(crate) fn with_arguments(arguments: Vec<OsString>) -> Self {
         Self {
-            arguments: arguments.map(OsStr::to_owned).into(),
+            arguments,
+            name: None,
+            booted: false,
+            disk: None,
             environment: Vec::new(),
             directory: None,
             input: None,
             files: Arc::new(TempDir::new().expect("a directory for temporary files")),
-            named: false,
         }
     }
 
@@ -121,8 +151,8 @@ impl Guest {
 
     /// `--name`, by which [`posada`] finds it.
     pub fn named(mut self, name: &str) -> Self {
-        self.named = true;
-        self.arg("--name").arg(name)
+        self.name = Some(name.to_owned());
+        self
     }
 
     /// `--cpus`.
@@ -170,7 +200,11 @@ impl Guest {
     /// If the host has no /dev/kvm; likewise all that start a guest.
     pub fn start(self) -> Running {
         need_kvm();
-        let mut running = Running::on_pipes(self.command(Stdio::piped()), Some(self.files));
+        let command = self.command(Stdio::piped());
+        let mut running = Running::on_pipes(command, Some(self.files));
+        if self.booted {
+            booted::wait_until_back(&mut running);
+        }
         if let Some(input) = self.input {
             running.send(input);
             running.end_input();
@@ -192,7 +226,11 @@ impl Guest {
         let mut command = self.command(terminal.stdio());
         command.stdout(terminal.stdio()).stderr(terminal.stdio());
         terminal.control(&mut command);
-        (Running::on_terminal(command, terminal, Some(self.files)), before)
+        let mut running = Running::on_terminal(command, terminal, Some(self.files));
+        if self.booted {
+            booted::wait_until_back(&mut running);
+        }
+        (running, before)
     }
 
     /// Runs it to its end. Without [`input`](Self::input) its standard input is empty.
@@ -204,15 +242,35 @@ impl Guest {
 
     /// The command that runs it, for a test that starts it in its own way.
     pub fn command(&self, stdin: Stdio) -> Command {
-        let mut command = posada_with(&self.arguments, stdin);
-        if !self.named {
-            command.env(RUNTIME, self.files.as_path());
-        }
+        let mut command = match self.booted {
+            true => posada_with(&self.restoring(), stdin),
+            false => posada_with(&self.arguments, stdin),
+        };
+        match &self.name {
+            Some(name) => command.arg("--name").arg(name),
+            None => command.env(RUNTIME, self.files.as_path()),
+        };
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
         command
+    }
+
+    /// What restores this machine as it was after its boot.
+    fn restoring(&self) -> Vec<OsString> {
+        let snapshot = booted::snapshot(&self.arguments, self.disk.is_some());
+        let mut arguments = vec!["restore".into(), snapshot.into()];
+        if self.name.is_none() {
+            // What posada calls a guest without a name, and not what the one was called that was booted.
+            arguments.push("--name=guest".into());
+        }
+        if let Some(disk) = &self.disk {
+            let mut other = OsString::from(format!("--disk={}=", booted::DISK));
+            other.push(disk);
+            arguments.push(other);
+        }
+        arguments
     }
 }
 

@@ -1,5 +1,6 @@
 //! What integration tests and benchmarks share: guests of a page, and ways to run posada and watch it.
 
+pub mod booted;
 pub mod ended;
 pub mod file_system;
 pub mod guest;

@@ -43,7 +43,7 @@ fn memory_that_is_reported_free_is_the_hosts() {
 /// Linux fills the balloon while it boots, and says what it does with its memory.
 #[test]
 fn linux_fills_the_balloon_tells_what_it_does_and_agrees_to_report_free_memory() {
-    let mut guest = Guest::tiny()
+    let mut guest = Guest::booting()
         .arg("--balloon")
         .arg("size=4M,deflate-on-oom,free-page-reporting,stats=2")
         .arg("--verbose")

@@ -152,8 +152,7 @@ fn linux_has_a_shell_with_job_control() {
     const PROMPT: &str = "posada:";
     // Not what is typed, which is echoed, but what is printed says that the program runs.
     const SLEEPER: &str = "sh -c 'echo run''ning; exec sleep 1000'\r";
-    let (mut guest, before) = Guest::tiny().start_on_terminal();
-    guest.wait_for(PROMPT);
+    let (mut guest, before) = Guest::booted().start_on_terminal();
 
     guest.send(SLEEPER);
     guest.wait_for("running");

@@ -10,6 +10,7 @@ use devices::disk::{Image, ImageOptions, Layer, Place, SECTOR};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use posada_tests::booted::{self, POWER_OFF};
 use posada_tests::guest::TempFile;
 use posada_tests::payload::hello;
 use posada_tests::{Ended, Guest, Running};
@@ -17,8 +18,6 @@ use posada_tests::{Ended, Guest, Running};
 const FAILURE: i32 = 1;
 const USAGE: i32 = 2;
 const GUEST_CRASHED: i32 = 3;
-/// What the tiny guest's shell says when it is ready.
-const PROMPT: &str = ":/root# ";
 const MIB: u64 = 1 << 20;
 
 /// An image of this size, sparse.
@@ -311,7 +310,7 @@ fn tool(name: &str, arguments: &[&str]) -> Output {
 
 /// An ext4 file system made by the host: without checksums, over which a guest whose kernel is interpreted takes minutes.
 fn ext4() -> TempFile {
-    let image = image(32 * MIB);
+    let image = image(booted::DISK_SIZE);
     tool(
         "mkfs.ext4",
         &["-q", "-F", "-b", "4096", "-O", "^metadata_csum", image.as_str()],
@@ -352,11 +351,7 @@ fn linux_mounts_a_file_system_of_the_hosts_and_leaves_it_whole() {
         sync\n\
         for f in a/b/program c/noise; do set -- $(md5sum /tmp/$f); echo; echo sum''=$1; done\n";
     let image = ext4();
-    let mut guest = Guest::tiny()
-        .arg("--disk")
-        .arg(format!("{},id=root", image.as_str()))
-        .start();
-    guest.wait_for(PROMPT);
+    let mut guest = Guest::booted_with_disk(image.as_str()).start();
     guest.send(WRITE);
     guest.wait_for("sum=");
     guest.wait_for("sum=");
@@ -367,11 +362,12 @@ fn linux_mounts_a_file_system_of_the_hosts_and_leaves_it_whole() {
         .set_len(48 * MIB)
         .unwrap();
     guest.wait_for("new size: 98304 512-byte logical blocks");
-    guest.send("umount /tmp; echo; echo id''=$(cat /sys/block/vda/serial); poweroff\n");
+    guest.send("umount /tmp; read id < /sys/block/vda/serial; echo; echo id''=$id\n");
+    guest.send(POWER_OFF);
     let ended = guest.wait().expect_status(0);
     assert_eq!(ended.messages(), "");
     let console = ended.console();
-    assert_eq!(told(&console, "id"), ["root"]);
+    assert_eq!(told(&console, "id"), [booted::DISK]);
     tool("fsck.ext4", &["-f", "-n", image.as_str()]);
     let sums = ["/a/b/program", "/c/noise"].map(|path| md5(&file_in(image.path(), path)));
     assert_eq!(told(&console, "sum"), sums);
@@ -383,8 +379,7 @@ fn die_while_linux_writes(disk: &str) -> String {
         head -c 40000 /bin/busybox > /tmp/flushed; sync\n\
         set -- $(md5sum /tmp/flushed); echo; echo sum''=$1\n\
         while true; do dd if=/dev/zero of=/tmp/more bs=16k count=1 2>/dev/null; echo writ''ten; done\n";
-    let mut guest = Guest::tiny().arg("--disk").arg(disk).start();
-    guest.wait_for(PROMPT);
+    let mut guest = Guest::booted_with_disk(disk).start();
     guest.send(WRITE);
     guest.wait_for("sum=");
     let sum = guest.wait_for("\n");

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use posada_tests::booted::POWER_OFF;
 use posada_tests::{Guest, Running, posada};
 use vmm_sys_util::tempdir::TempDir;
 
@@ -87,15 +88,13 @@ fn a_guest_that_comes_back_has_another_id_each_time_and_has_been_told_by_its_nex
 #[test]
 fn linux_seeds_its_random_numbers_anew_each_time_it_comes_back() {
     let snapshot = Snapshot::of("linux");
-    let mut guest = Guest::tiny().named(&snapshot.name).start();
-    guest.send("echo boo''ted\n");
-    guest.wait_for("booted");
+    let mut guest = Guest::booted().named(&snapshot.name).start();
     snapshot.ask("snapshot");
     snapshot.ask("rewind");
     let mut twin = snapshot.twin();
     for guest in [&mut guest, &mut twin] {
         guest.wait_for("crng reseeded due to virtual machine fork");
-        guest.send("poweroff\n");
+        guest.send(POWER_OFF);
     }
     guest.wait().expect_status(0);
     twin.wait().expect_status(0);

@@ -255,7 +255,7 @@ fn a_linux_guest_pings_the_host_and_streams_go_both_ways_unchanged() {
         stream.read_to_end(&mut back).expect("the guest writes");
         back
     });
-    let mut guest = Guest::tiny()
+    let mut guest = Guest::booting()
         .cpus(2)
         .arg("--net=tap=t0,queues=2,mtu=9000")
         .append("ip=10.9.0.2::10.9.0.1:255.255.255.0")

@@ -490,7 +490,7 @@ fn end_in_background(name: &str) {
 #[test]
 fn linux_comes_back_from_a_snapshot_with_what_it_had_in_memory() {
     let story = Story::new();
-    let mut guest = Guest::tiny().cpus(2).named(&story.name).start();
+    let mut guest = Guest::booting().cpus(2).named(&story.name).start();
     guest.send("echo kept in memory >/tmp/file; cat /tmp/file\n");
     guest.wait_for("\nkept in memory");
     story.snapshot("s", &["--stop"]);

@@ -8,6 +8,7 @@ use std::thread;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use posada_tests::booted::POWER_OFF;
 use posada_tests::network::{self, ip};
 use posada_tests::{Guest, Running};
 
@@ -134,11 +135,10 @@ fn a_linux_guest_fetches_a_file_from_the_host_and_the_host_gets_it_back_through_
     let listener = TcpListener::bind("127.0.0.1:8000").expect("the namespace is empty");
     let file: Vec<u8> = (0..BYTES).map(|n| (n / 251) as u8 ^ n as u8).collect();
     let server = serve_once(listener, file.clone());
-    let mut guest = Guest::tiny()
+    let mut guest = Guest::booted()
         .arg("--net=user,forward=tcp:8080:80")
         .append("ip=dhcp")
         .start();
-    guest.wait_for("posada:/root#");
     guest.send(format!(
         "mkdir /tmp/www; wget -q -O /tmp/www/file http://{ROUTER}:8000/file; httpd -h /tmp/www; echo serv''ing\n"
     ));
@@ -146,7 +146,7 @@ fn a_linux_guest_fetches_a_file_from_the_host_and_the_host_gets_it_back_through_
     server.join().expect("the server has served");
     let back = fetch("127.0.0.1:8080".parse().expect("an address"), "file");
     assert!(back == file, "{} bytes came back", back.len());
-    guest.send("poweroff\n");
+    guest.send(POWER_OFF);
     let ended = guest.wait().expect_status(0);
     assert_eq!(ended.messages(), "");
 }
