@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::thread;
 
 use bare_guest::numbers::{CHECKSUM_START, Random, checksum};
+use posada_tests::booted::POWER_OFF;
 use posada_tests::network::{self, EXPERIMENTAL, FRAME_HEADER, Wire, frame, has_interface, ip, make_tap};
 use posada_tests::{Ended, Guest, Running};
 
@@ -255,12 +256,11 @@ fn a_linux_guest_pings_the_host_and_streams_go_both_ways_unchanged() {
         stream.read_to_end(&mut back).expect("the guest writes");
         back
     });
-    let mut guest = Guest::booting()
+    let mut guest = Guest::booted()
         .cpus(2)
         .arg("--net=tap=t0,queues=2,mtu=9000")
         .append("ip=10.9.0.2::10.9.0.1:255.255.255.0")
         .start();
-    guest.wait_for("posada:/root#");
     guest.send("ping -c 2 -s 8000 10.9.0.1; echo mtu=$(cat /sys/class/net/eth0/mtu)\n");
     guest.wait_for("2 packets received");
     guest.wait_for("mtu=9000");
@@ -269,7 +269,7 @@ fn a_linux_guest_pings_the_host_and_streams_go_both_ways_unchanged() {
     guest.wait_until("the stream back", |_| echo.is_finished());
     let back = echo.join().expect("the host has served");
     assert!(back == sent, "{} of {NOISE} bytes came back", back.len());
-    guest.send("poweroff\n");
+    guest.send(POWER_OFF);
     let ended = guest.wait().expect_status(0);
     assert_eq!(ended.messages(), "");
 }

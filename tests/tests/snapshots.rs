@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use devices::disk::{Image, ImageOptions, Layer, Place};
 use nix::sys::signal::{Signal, kill};
+use posada_tests::booted::POWER_OFF;
 use posada_tests::running::until;
 use posada_tests::{Ended, Guest, Running, guest, owner, posada};
 use serde_json::Value;
@@ -490,15 +491,15 @@ fn end_in_background(name: &str) {
 #[test]
 fn linux_comes_back_from_a_snapshot_with_what_it_had_in_memory() {
     let story = Story::new();
-    let mut guest = Guest::booting().cpus(2).named(&story.name).start();
-    guest.send("echo kept in memory >/tmp/file; cat /tmp/file\n");
-    guest.wait_for("\nkept in memory");
+    let mut guest = Guest::booted().cpus(2).named(&story.name).start();
+    guest.send("echo kept in memory >/tmp/file; echo writ''ten\n");
+    guest.wait_for("written");
     story.snapshot("s", &["--stop"]);
     guest.wait().expect_status(0);
     for _ in 0..2 {
         let guest = Guest::restored(&story.place("s"));
         let ended = guest
-            .input("cat /tmp/file; nproc; poweroff\n")
+            .input(format!("cat /tmp/file; nproc\n{POWER_OFF}"))
             .run()
             .expect_status(0);
         assert!(
