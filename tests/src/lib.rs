@@ -13,6 +13,7 @@ pub mod payload;
 pub mod posada;
 pub mod running;
 pub mod script;
+pub mod stream;
 pub mod terminal;
 pub mod traveller;
 pub mod usage;

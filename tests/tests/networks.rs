@@ -1,15 +1,14 @@
 //! Networks on taps, each test in a network namespace of its own.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::thread;
 
-use bare_guest::numbers::{CHECKSUM_START, Random, checksum};
 use posada_tests::booted::POWER_OFF;
 use posada_tests::network::{self, EXPERIMENTAL, FRAME_HEADER, Wire, frame, has_interface, ip, make_tap};
-use posada_tests::{Ended, Guest, Running};
+use posada_tests::{Ended, Guest, Running, stream};
 
 const FAILURE: i32 = 1;
 const USAGE: i32 = 2;
@@ -150,47 +149,6 @@ fn several_networks_have_several_queues() {
 
 /// Bytes that the host and the bare guest send each other.
 const BYTES: usize = 100_000_000;
-/// Bytes that the host makes and takes at a time: whole numbers of the generator.
-const PIECE: usize = 64 << 10;
-
-/// Pieces of the stream that the generator makes of `seed`.
-fn stream(seed: u64, mut each: impl FnMut(&[u8])) {
-    let (mut random, mut piece) = (Random::new(seed), vec![0; PIECE]);
-    let mut left = BYTES;
-    while left > 0 {
-        let count = left.min(PIECE);
-        random.fill(&mut piece[..count]);
-        each(&piece[..count]);
-        left -= count;
-    }
-}
-
-/// Sends a stream, and returns its checksum.
-fn send_stream(connection: &mut TcpStream, seed: u64) -> u64 {
-    let mut sum = CHECKSUM_START;
-    stream(seed, |piece| {
-        connection.write_all(piece).expect("the guest reads");
-        sum = checksum(sum, piece);
-    });
-    let end = connection.shutdown(Shutdown::Write);
-    end.expect("the guest is there");
-    sum
-}
-
-/// Takes all that comes, and returns how much it was and its checksum.
-fn take_stream(connection: &mut TcpStream) -> (usize, u64) {
-    let (mut bytes, mut sum, mut piece) = (0, CHECKSUM_START, vec![0; PIECE]);
-    loop {
-        match connection.read(&mut piece).expect("the guest writes") {
-            0 => return (bytes, sum),
-            count => {
-                sum = checksum(sum, &piece[..count]);
-                bytes += count;
-            }
-        }
-    }
-}
-
 #[test]
 fn a_hundred_megabytes_of_tcp_go_each_way_unchanged() {
     const HOST_SEED: u64 = 1;
@@ -200,16 +158,16 @@ fn a_hundred_megabytes_of_tcp_go_each_way_unchanged() {
     ip("address add 10.9.0.1/24 dev t0");
     let listener = TcpListener::bind("10.9.0.1:8000").expect("the namespace is empty");
     let host = thread::spawn(move || {
-        let (mut connection, _) = listener.accept().expect("the guest connects");
-        let sent = send_stream(&mut connection, HOST_SEED);
-        (sent, take_stream(&mut connection))
+        let (connection, _) = listener.accept().expect("the guest connects");
+        let sent = stream::send(&connection, HOST_SEED, BYTES, |_| {});
+        connection.shutdown(Shutdown::Write).expect("the guest is there");
+        (sent, stream::take(&connection, usize::MAX, |_| {}))
     });
     let program = format!("program=tcp count={BYTES} seed={GUEST_SEED}");
     let ended = Guest::bare(&program).arg("--net=tap=t0").run().expect_status(0);
     let (sent, received) = host.join().expect("the host has served");
 
-    let mut expected = CHECKSUM_START;
-    stream(GUEST_SEED, |piece| expected = checksum(expected, piece));
+    let expected = stream::sum(GUEST_SEED, BYTES);
     assert_eq!(received, (BYTES, expected));
     let console = ended.console();
     let lines = [

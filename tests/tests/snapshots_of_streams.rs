@@ -8,12 +8,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
-use bare_guest::numbers::{CHECKSUM_START, Random, checksum};
 use posada_tests::guest::TempFile;
 use posada_tests::network::{self, ip, make_tap};
-use posada_tests::{Guest, Moments, Traveller, vsock};
+use posada_tests::{Guest, Moments, Traveller, stream, vsock};
 
-const PIECE: usize = 64 << 10;
 /// Bytes of a stream in each direction, and snapshots while they go.
 const BYTES: usize = 16 << 20;
 const SNAPSHOTS: usize = 8;
@@ -44,44 +42,6 @@ impl Progress {
     }
 }
 
-/// Sends as many pseudo-random bytes, and returns their checksum.
-fn send(mut to: impl Write, seed: u64, mut progress: Progress) -> u64 {
-    let (mut random, mut sum, mut piece) = (Random::new(seed), CHECKSUM_START, vec![0; PIECE]);
-    for sent in (0..BYTES).step_by(PIECE) {
-        progress.reached(sent);
-        random.fill(&mut piece);
-        sum = checksum(sum, &piece);
-        to.write_all(&piece).expect("the stream takes everything");
-    }
-    sum
-}
-
-/// Takes all that comes, up to as many bytes, and returns how many there were and their checksum.
-fn take(from: impl Read, mut progress: Option<Progress>) -> (usize, u64) {
-    let (mut bytes, mut sum, mut piece) = (0, CHECKSUM_START, vec![0; PIECE]);
-    let mut from = from.take(BYTES as u64);
-    loop {
-        let count = from.read(&mut piece).expect("the stream goes on");
-        if count == 0 {
-            return (bytes, sum);
-        }
-        sum = checksum(sum, &piece[..count]);
-        bytes += count;
-        if let Some(progress) = &mut progress {
-            progress.reached(bytes);
-        }
-    }
-}
-
-/// What [`send`] makes of this seed.
-fn sum_of(seed: u64) -> u64 {
-    let (mut random, mut piece) = (Random::new(seed), vec![0; PIECE]);
-    (0..BYTES).step_by(PIECE).fold(CHECKSUM_START, |sum, _| {
-        random.fill(&mut piece);
-        checksum(sum, &piece)
-    })
-}
-
 #[test]
 fn a_tcp_transfer_goes_on_while_its_guest_moves_from_process_to_process() {
     const HOST_SEED: u64 = 1;
@@ -90,13 +50,16 @@ fn a_tcp_transfer_goes_on_while_its_guest_moves_from_process_to_process() {
     make_tap("t0");
     ip("address add 10.9.0.1/24 dev t0");
     let listener = TcpListener::bind("10.9.0.1:8000").expect("the namespace is empty");
-    let (sending, sent) = Progress::of(HOST_SEED);
-    let (taking, taken) = Progress::of(GUEST_SEED);
+    let (mut sending, sent) = Progress::of(HOST_SEED);
+    let (mut taking, taken) = Progress::of(GUEST_SEED);
     let host = thread::spawn(move || {
         let (connection, _) = listener.accept().expect("the guest connects");
-        let sent = send(&connection, HOST_SEED, sending);
+        let sent = stream::send(&connection, HOST_SEED, BYTES, |bytes| sending.reached(bytes));
         connection.shutdown(Shutdown::Write).expect("the guest is there");
-        (sent, take(&connection, Some(taking)))
+        (
+            sent,
+            stream::take(&connection, BYTES, |bytes| taking.reached(bytes)),
+        )
     });
     let program = format!("program=tcp count={BYTES} seed={GUEST_SEED} hold=yes");
     let guest = Guest::bare(&program).memory("16M").arg("--net=tap=t0");
@@ -105,7 +68,7 @@ fn a_tcp_transfer_goes_on_while_its_guest_moves_from_process_to_process() {
         traveller.move_on();
     }
     let (sent, taken) = host.join().expect("the host has served");
-    assert_eq!(taken, (BYTES, sum_of(GUEST_SEED)));
+    assert_eq!(taken, (BYTES, stream::sum(GUEST_SEED, BYTES)));
     traveller.guest().send("\n");
     let ended = traveller.wait().expect_status(0);
     assert_eq!(ended.messages(), "");
@@ -131,16 +94,16 @@ fn a_stream_of_the_hosts_lives_on_through_snapshots_of_a_guest_that_goes_on() {
     let socket = place();
     let mut traveller = start("program=vsock-echo", &socket);
     traveller.guest().wait_for("listening");
-    let stream = vsock::call(socket.path(), 5000);
-    let (progress, reached) = Progress::of(SEED);
+    let connection = vsock::call(socket.path(), 5000);
+    let (mut progress, reached) = Progress::of(SEED);
     let back = thread::scope(|scope| {
-        scope.spawn(|| send(&stream, SEED, progress));
-        let back = scope.spawn(|| take(&stream, None));
+        scope.spawn(|| stream::send(&connection, SEED, BYTES, |bytes| progress.reached(bytes)));
+        let back = scope.spawn(|| stream::take(&connection, BYTES, |_| {}));
         reached.into_iter().for_each(|()| traveller.snapshot());
         back.join().expect("the guest sends it back")
     });
-    assert_eq!(back, (BYTES, sum_of(SEED)));
-    drop(stream);
+    assert_eq!(back, (BYTES, stream::sum(SEED, BYTES)));
+    drop(connection);
     let ended = traveller.wait().expect_status(0);
     let all = format!("connections=1 bytes={BYTES}\n");
     assert!(ended.console().ends_with(&all), "not {all}");
@@ -153,7 +116,7 @@ fn echo(socket: &TempFile, mut progress: Progress) -> JoinHandle<usize> {
     let listener = UnixListener::bind(path).expect("a socket");
     thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("the guest connects");
-        let (mut bytes, mut piece) = (0, vec![0; PIECE]);
+        let (mut bytes, mut piece) = (0, vec![0; 64 << 10]);
         loop {
             // A guest that is gone may have left something unread.
             let count = stream.read(&mut piece).unwrap_or(0);

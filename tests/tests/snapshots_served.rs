@@ -220,20 +220,32 @@ fn a_guest_whose_handler_dies_at_any_page_ends_and_says_why_once() {
     }
 }
 
-#[test]
-fn a_user_is_told_that_nothing_is_served_and_it_goes_on_when_something_is() {
-    let story = Story::of_a_counting_guest();
-    let handler = story.handler(u64::MAX);
-    let mut guest = story.start();
+/// Has a snapshot wait for memory that is not served until `then`, which comes after posada has told so. Returns what the snapshot's
+/// command says.
+fn snapshot_in_vain(
+    story: &Story,
+    guest: &mut Running,
+    handler: &Running,
+    then: impl FnOnce(&Running),
+) -> Ended {
     handler.signal(Signal::SIGSTOP);
     thread::scope(|scope| {
         let snapshot = scope.spawn(|| story.ask("snapshot", "t", &[]));
         guest.wait_until("posada has told of it", |guest| {
             guest.messages().contains("has served nothing")
         });
-        handler.signal(Signal::SIGCONT);
-        snapshot.join().unwrap().expect_status(0);
-    });
+        then(guest);
+        snapshot.join().expect("the command has ended")
+    })
+}
+
+#[test]
+fn a_user_is_told_that_nothing_is_served_and_it_goes_on_when_something_is() {
+    let story = Story::of_a_counting_guest();
+    let handler = story.handler(u64::MAX);
+    let mut guest = story.start();
+    let go_on = |_: &Running| handler.signal(Signal::SIGCONT);
+    snapshot_in_vain(&story, &mut guest, &handler, go_on).expect_status(0);
     guest.send("\n");
     guest.wait_for("count 3\n");
     end(guest);
@@ -245,16 +257,11 @@ fn a_guest_that_is_ended_while_memory_is_waited_for_ends_with_the_handler() {
     let story = Story::of_a_counting_guest();
     let handler = story.handler(u64::MAX);
     let mut guest = story.start();
-    handler.signal(Signal::SIGSTOP);
-    thread::scope(|scope| {
-        let snapshot = scope.spawn(|| story.ask("snapshot", "t", &[]));
-        guest.wait_until("posada has told of it", |guest| {
-            guest.messages().contains("has served nothing")
-        });
+    let end_both = |guest: &Running| {
         guest.signal(Signal::SIGTERM);
         handler.signal(Signal::SIGKILL);
-        snapshot.join().unwrap().expect_refusal(1, &["does not answer"]);
-    });
+    };
+    snapshot_in_vain(&story, &mut guest, &handler, end_both).expect_refusal(1, &["does not answer"]);
     let ended = guest.wait().expect_status(3);
     let messages = ended.messages();
     assert_eq!(messages.matches("/socket' has ended").count(), 1, "{messages}");
