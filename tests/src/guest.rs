@@ -10,6 +10,7 @@ use std::sync::Arc;
 use nix::unistd::getuid;
 use vmm_sys_util::tempdir::TempDir;
 
+use crate::cores::Cores;
 use crate::ended::Ended;
 use crate::running::Running;
 use crate::terminal::{Settings, Terminal};
@@ -201,7 +202,9 @@ impl Guest {
     pub fn start(self) -> Running {
         need_kvm();
         let command = self.command(Stdio::piped());
+        let cores = self.cores();
         let mut running = Running::on_pipes(command, Some(self.files));
+        running.keep(cores);
         if self.booted {
             booted::wait_until_back(&mut running);
         }
@@ -215,7 +218,11 @@ impl Guest {
     /// Starts it with standard input from a file and its output in pipes.
     pub fn start_with_input_from(self, file: File) -> Running {
         need_kvm();
-        Running::on_pipes(self.command(file.into()), Some(self.files))
+        let command = self.command(file.into());
+        let cores = self.cores();
+        let mut running = Running::on_pipes(command, Some(self.files));
+        running.keep(cores);
+        running
     }
 
     /// Starts it on a pseudo-terminal, in a session of its own. Returns also how the terminal was set before.
@@ -226,7 +233,9 @@ impl Guest {
         let mut command = self.command(terminal.stdio());
         command.stdout(terminal.stdio()).stderr(terminal.stdio());
         terminal.control(&mut command);
+        let cores = self.cores();
         let mut running = Running::on_terminal(command, terminal, Some(self.files));
+        running.keep(cores);
         if self.booted {
             booted::wait_until_back(&mut running);
         }
@@ -255,6 +264,15 @@ impl Guest {
             command.current_dir(directory);
         }
         command
+    }
+
+    /// What of the host's a Linux guest needs for itself. To be called when nothing else is waited for before it starts.
+    fn cores(&self) -> Option<Cores> {
+        let mut arguments = self.arguments.iter();
+        let linux = arguments.any(|argument| argument == "--initrd");
+        let mut arguments = self.arguments.iter().skip_while(|argument| *argument != "--cpus");
+        let cpus = arguments.nth(1).and_then(|cpus| cpus.to_str()?.parse().ok());
+        linux.then(|| Cores::take(cpus.unwrap_or(1)))
     }
 
     /// What restores this machine as it was after its boot.

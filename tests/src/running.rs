@@ -19,6 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vmm_sys_util::tempdir::TempDir;
 
+use crate::cores::Cores;
 use crate::ended::{Ended, transcript};
 use crate::terminal::Terminal;
 
@@ -40,6 +41,7 @@ pub struct Running {
     /// How much of the standard output [`wait_for`](Self::wait_for) has gone past.
     seen: usize,
     terminal: Option<Terminal>,
+    cores: Option<Cores>,
     _files: Option<Arc<TempDir>>,
 }
 
@@ -102,8 +104,14 @@ impl Running {
             },
             seen: 0,
             terminal,
+            cores: None,
             _files: files,
         }
+    }
+
+    /// Has what of the host's CPUs the process needs go with it.
+    pub(crate) fn keep(&mut self, cores: Option<Cores>) {
+        self.cores = cores;
     }
 
     /// Has `input` sent to the process as fast as it reads, while somebody waits for something.
