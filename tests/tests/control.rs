@@ -1,13 +1,12 @@
 //! The control socket of a running guest: what comes to it that is no request harms nobody.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::Shutdown;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use posada_tests::{Guest, guest, posada};
+use posada_tests::{Guest, guest, http, posada};
 use vmm_sys_util::tempdir::TempDir;
 
 fn directory(name: &str) -> PathBuf {
@@ -18,38 +17,36 @@ fn connect(name: &str) -> UnixStream {
     UnixStream::connect(directory(name).join("control.sock")).unwrap()
 }
 
-/// What is answered to these bytes and the end of the stream.
-fn answer(name: &str, bytes: &[u8]) -> String {
-    let mut stream = connect(name);
-    stream.write_all(bytes).unwrap();
-    stream.shutdown(Shutdown::Write).unwrap();
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).unwrap();
-    line
-}
-
 #[test]
 fn what_is_no_request_is_answered_by_a_sentence_and_the_guest_goes_on() {
     let name = format!("control-{}", std::process::id());
     let mut running = Guest::bare("program=echo").named(&name).start();
     running.wait_for("listening\n");
-    let long = vec![b'x'; 1 << 20];
-    let wrong: [&[u8]; 7] = [
-        b"",
+    let socket = directory(&name).join("control.sock");
+    for bytes in [
+        &b""[..],
         b"\n",
         b"hello\n",
-        b"{\"snapshot\":{}}\n",
-        b"{\"snapshot\":{\"directory\":\"/x\",\"diff\":false,\"stop\":false,\"more\":1}}\n",
-        b"{\"destroy\":{}}\n",
         b"\xff\xfe\n",
-    ];
-    for bytes in wrong {
-        let answer = answer(&name, bytes);
-        assert!(
-            answer.is_empty() || answer.contains("failed"),
-            "{bytes:?}: {answer}"
-        );
+        b"GET / HTTP/9.9\r\n\r\n",
+    ] {
+        let reply = http::raw(&socket, bytes).unwrap();
+        assert!([0, 400].contains(&reply.status), "{bytes:?}: {reply:?}");
     }
+    for (verb, body) in [
+        ("snapshot", ""),
+        ("snapshot", "{}"),
+        ("snapshot", "[]"),
+        (
+            "snapshot",
+            "{\"directory\":\"/x\",\"diff\":false,\"stop\":false,\"more\":1}",
+        ),
+        ("destroy", ""),
+        ("pause", "{\"now\":true}"),
+    ] {
+        http::request(&socket, "PUT", &format!("/posada/v1/{verb}"), body).expect(400);
+    }
+    let long = vec![b'x'; 1 << 20];
     // Whoever sends without end is cut off, whoever says nothing does not keep others from being heard, in time.
     let mut endless = connect(&name);
     let _ = endless.write_all(&long);

@@ -3,6 +3,7 @@
 //! [`foundation::Foundation::lay`] and [`vm::Vm::build`] make a machine of a [`config::VmConfig`], [`vm::Vm::start`] lets it
 //! run, and [`console::attend`] connects it with a terminal until it ends.
 
+pub mod api;
 mod boot;
 pub mod config;
 pub mod console;

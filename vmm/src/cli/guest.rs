@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use nix::unistd::{dup2_stderr, dup2_stdout};
 use tracing::info;
+use vmm::api::{Api, Instance, MAX_BODY};
 use vmm::config::{Overrides, VmConfig};
 use vmm::console::{self, End};
-use vmm::control::Control;
 use vmm::error::Error;
 use vmm::lifecycle::Stop;
 use vmm::runtime::{GuestDirectory, RuntimeError};
@@ -108,23 +108,39 @@ impl Hosted {
     /// In the background, says that the guest runs, and leaves standard output and error.
     pub fn attend(mut self, vm: RunningVm, background: bool) -> Result<(), Failure> {
         let vm = Arc::new(vm);
-        let serve = |listener| Control::serve(vm.clone(), listener).inspect_err(unreachable).ok();
-        let control = self.listener.take().and_then(serve);
+        let instance = Arc::new(Instance::of(vm.clone())?);
+        let serve = |listener| {
+            Api::serve(instance, vec![listener], MAX_BODY)
+                .inspect_err(unreachable)
+                .ok()
+        };
+        let api = self.take_listener().and_then(serve);
         if background {
             self.announce(vm.config().name())?;
         }
-        let end = console::attend(&vm)?;
-        // A thread that waits for memory that nobody serves does not end what it has begun.
-        let stuck = matches!(end, End::Stopped(Stop::MemoryLost(_)));
-        if let Some(control) = control.filter(|_| !stuck) {
-            control.finish();
-        }
-        report(vm.config().name(), &end);
-        vm.close_files();
-        drop(self.directory);
+        let end = self.see_through(&vm, api)?;
+        drop(self);
         // Taking the machine apart takes KVM milliseconds; the kernel does it as the process goes.
         std::mem::forget(vm);
         finish(&end)
+    }
+
+    /// The socket at which the guest is asked by name, to be served.
+    pub fn take_listener(&mut self) -> Option<UnixListener> {
+        self.listener.take()
+    }
+
+    /// Connects the guest with this terminal until it ends; what was begun by the API is done then, and its files are in order.
+    pub fn see_through(&self, vm: &RunningVm, api: Option<Api>) -> Result<End, Failure> {
+        let end = console::attend(vm)?;
+        // A thread that waits for memory that nobody serves does not end what it has begun.
+        let stuck = matches!(end, End::Stopped(Stop::MemoryLost(_)));
+        if let Some(api) = api.filter(|_| !stuck) {
+            api.finish();
+        }
+        report(vm.config().name(), &end);
+        vm.close_files();
+        Ok(end)
     }
 
     fn announce(&self, name: &str) -> Result<(), Failure> {

@@ -4,7 +4,9 @@ mod background;
 mod clones;
 mod guest;
 mod guests;
+mod log;
 mod run;
+mod serve;
 mod snapshot;
 
 use std::fmt;
@@ -25,6 +27,7 @@ use vmm::snapshot::SnapshotError;
 use clones::Clones;
 use guests::{Inspect, Kill, List, Logs, Pause, Resume};
 use run::Run;
+use serve::Serve;
 use snapshot::{Restore, Rewind, Take};
 
 const FAILURE: u8 = 1;
@@ -54,6 +57,9 @@ enum Command {
     /// Run a guest in the foreground, its console on this terminal
     #[command(after_help = format!("{}\n{EXIT_STATUS_HELP}", run::EXAMPLES))]
     Run(Run),
+    /// Serve an HTTP API by which a guest is described, started and looked after: Firecracker's
+    #[command(after_help = format!("{}\n{EXIT_STATUS_HELP}", serve::EXAMPLES))]
+    Serve(Serve),
     /// List the running guests
     #[command(after_help = guests::LIST_EXAMPLES)]
     Ps(List),
@@ -127,6 +133,7 @@ impl Failure {
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(run) => run.execute(),
+        Command::Serve(serve) => serve.execute(),
         Command::Ps(list) => list.execute(),
         Command::Inspect(inspect) => inspect.execute(),
         Command::Pause(pause) => pause.execute(),

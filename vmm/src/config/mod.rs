@@ -114,7 +114,7 @@ pub struct VmConfig {
     /// A memory balloon: pages that the guest does without go back to the host
     #[arg(long, value_name = balloon::SYNTAX)]
     pub balloon: Option<BalloonConfig>,
-    /// Connect the guest to a network: a tap, or user for a network without privileges; as often as needed. Keys: mac=MAC,
+    /// Connect the guest to a network: a tap, or user for a network without privileges; as often as needed. Keys: id=NAME, mac=MAC,
     /// mtu=N, queues=N, forward=tcp:HOSTPORT:GUESTPORT, bandwidth=SIZE/s, bandwidth-burst=SIZE, pps=N, pps-burst=N
     #[arg(long = "net", value_name = net::SYNTAX)]
     #[serde(rename = "net")]

@@ -21,7 +21,7 @@ pub use forward::{Forward, ForwardError, Protocol};
 
 /// For the help text.
 pub const SYNTAX: &str = "tap=NAME|user[,key=value...]";
-const WORDS: &str = "mac, mtu, queues, forward, bandwidth, bandwidth-burst, pps and pps-burst";
+const WORDS: &str = "id, mac, mtu, queues, forward, bandwidth, bandwidth-burst, pps and pps-burst";
 /// As many pairs of queues as a guest of this size can use; each has a thread.
 const MAX_QUEUES: u16 = 8;
 /// virtio 1.3 §5.1.4.1: a device gives no smaller one.
@@ -33,6 +33,9 @@ const MAX_TAP_NAME: usize = 15;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct NetConfig {
+    /// What it is called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// The tap that the network is on.
     pub tap: Option<String>,
     /// A network in user space instead, by passt.
@@ -97,6 +100,7 @@ impl FromStr for NetConfig {
         }
         for word in words {
             match word.key() {
+                "id" => net.id = Some(word.value()?),
                 "mac" => net.mac = Some(word.value()?),
                 "mtu" => net.mtu = Some(word.value()?),
                 "queues" => net.queues = Some(word.value()?),

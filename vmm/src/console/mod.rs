@@ -9,12 +9,15 @@ mod output;
 mod terminal;
 
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tracing::{debug, warn};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::{Doing, Error};
 use crate::lifecycle::Stop;
@@ -50,6 +53,30 @@ pub fn block_signals() -> Result<(), Error> {
 /// Where a guest's console prints: standard output.
 pub fn output() -> Result<impl Write + Send + use<>, Error> {
     ConsoleOutput::stdout().doing("copy standard output")
+}
+
+/// Waits until `event` is readable, or for a signal that ends the guest, which is returned.
+pub fn wait_for(event: &EventFd) -> Result<Option<Signal>, Error> {
+    let ending = ENDING.into_iter().collect();
+    let signals = SignalFd::with_flags(&ending, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .doing("open a signalfd")?;
+    loop {
+        // SAFETY: the borrow is of `event`, which outlives it.
+        let event = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+        let mut files = [event, signals.as_fd()].map(|file| PollFd::new(file, PollFlags::POLLIN));
+        match poll(&mut files, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(io::Error::from(error)).doing("wait for events"),
+        }
+        if let Ok(Some(info)) = signals.read_signal() {
+            return Ok(Some(
+                Signal::try_from(info.ssi_signo as i32).unwrap_or(Signal::SIGTERM),
+            ));
+        }
+        if files[0].any().unwrap_or(false) {
+            return Ok(None);
+        }
+    }
 }
 
 fn watched_signals() -> SigSet {

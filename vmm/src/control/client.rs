@@ -1,15 +1,24 @@
 //! The side that asks: the posada command.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io;
 use std::os::unix::net::UnixStream;
 
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::handshake;
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Request as HttpRequest, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
 use thiserror::Error;
+use tokio::runtime::Builder;
 
 use super::{Answer, Request};
+use crate::api::route_of;
 use crate::runtime::{self, RuntimeError};
 
-/// An answer is a line of a few hundred bytes; what is longer comes from something else.
-const MAX_ANSWER: u64 = 1 << 20;
+/// An answer has a few hundred bytes; what is longer comes from something else.
+const MAX_ANSWER: usize = 1 << 20;
 
 /// Why a guest did not do what it was asked for.
 #[derive(Debug, Error)]
@@ -35,6 +44,11 @@ pub enum ControlError {
     },
 }
 
+#[derive(Deserialize)]
+struct Fault {
+    fault_message: String,
+}
+
 /// Asks the running guest `name`, and waits until it has done it.
 ///
 /// # Errors
@@ -45,21 +59,47 @@ pub fn ask(name: &str, request: &Request) -> Result<Answer, ControlError> {
         name: name.to_owned(),
         source,
     };
-    let mut stream = UnixStream::connect(&path).map_err(|error| match error.kind() {
+    let stream = UnixStream::connect(&path).map_err(|error| match error.kind() {
         io::ErrorKind::ConnectionRefused => RuntimeError::Unknown(name.to_owned()).into(),
         _ => silent(error),
     })?;
-    let mut line = serde_json::to_string(request).map_err(|error| silent(error.into()))?;
-    line.push('\n');
-    stream.write_all(line.as_bytes()).map_err(silent)?;
-    let mut answer = String::new();
-    let mut reader = BufReader::new(stream.take(MAX_ANSWER));
-    reader.read_line(&mut answer).map_err(silent)?;
-    match serde_json::from_str(&answer).map_err(|error| silent(error.into()))? {
-        Answer::Failed(why) => Err(ControlError::Failed {
+    let exchanged = Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .and_then(|runtime| runtime.block_on(exchange(stream, request)));
+    let (status, body) = exchanged.map_err(silent)?;
+    read(status, &body)
+        .map_err(|error| silent(error.into()))?
+        .map_err(|Fault { fault_message }| ControlError::Failed {
             name: name.to_owned(),
-            why,
-        }),
-        done => Ok(done),
+            why: fault_message,
+        })
+}
+
+async fn exchange(stream: UnixStream, request: &Request) -> io::Result<(StatusCode, Bytes)> {
+    let (method, path, body) = route_of(request)?;
+    stream.set_nonblocking(true)?;
+    let stream = tokio::net::UnixStream::from_std(stream)?;
+    let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    tokio::spawn(connection);
+    let request = HttpRequest::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, "localhost")
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::<Bytes>::from(body))
+        .map_err(io::Error::other)?;
+    let response = sender.send_request(request).await.map_err(io::Error::other)?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_ANSWER);
+    let body = body.collect().await.map_err(io::Error::other)?;
+    Ok((status, body.to_bytes()))
+}
+
+fn read(status: StatusCode, body: &[u8]) -> serde_json::Result<Result<Answer, Fault>> {
+    match status {
+        StatusCode::NO_CONTENT => Ok(Ok(Answer::Done)),
+        StatusCode::OK => serde_json::from_slice(body).map(Ok),
+        _ => serde_json::from_slice(body).map(Err),
     }
 }

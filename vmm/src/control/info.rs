@@ -1,5 +1,7 @@
 //! What a running guest tells of itself.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ByteSize, VmConfig};
@@ -36,17 +38,33 @@ impl GuestInfo {
     /// # Errors
     /// The process's directory is gone.
     pub fn of(vm: &RunningVm) -> Result<Self, Error> {
-        let config = vm.config();
+        Self::new(
+            vm.config().clone(),
+            vm.lifecycle().phase(),
+            vm.host_kind(),
+            vm.age(),
+        )
+    }
+
+    /// Of the guest that this process is to have, for which it has been there for so long.
+    ///
+    /// # Errors
+    /// As for [`of`](Self::of).
+    pub fn to_be(config: VmConfig, age: Duration) -> Result<Self, Error> {
+        let host_kind = config.host_kind.unwrap_or_else(HostKind::detect);
+        Self::new(config, Phase::Created, host_kind, age)
+    }
+
+    fn new(config: VmConfig, state: Phase, host_kind: HostKind, age: Duration) -> Result<Self, Error> {
         Ok(Self {
             name: config.name().to_owned(),
             pid: std::process::id(),
-            state: vm.lifecycle().phase(),
-            uptime: vm.age().as_secs(),
-            host_kind: vm.host_kind(),
+            state,
+            uptime: age.as_secs(),
+            host_kind,
             cpus: config.cpus(),
             memory: config.memory(),
             config: config
-                .clone()
                 .with_absolute_paths()
                 .doing("tell where the guest's files are")?,
         })

@@ -1,8 +1,7 @@
-//! What a user can ask of a running guest: a line of JSON to its control socket, and a line of JSON back.
+//! What a user can ask of a running guest. The [API](crate::api) carries it: `posada` asks by the guest's control socket.
 
 mod client;
 mod info;
-mod server;
 
 use std::path::PathBuf;
 
@@ -10,9 +9,10 @@ use serde::{Deserialize, Serialize};
 
 pub use client::{ControlError, ask};
 pub use info::GuestInfo;
-pub use server::Control;
 
-use crate::snapshot::{Rewound, SnapshotOptions, Taken};
+use crate::lifecycle::Stop;
+use crate::snapshot::{self, Rewound, SnapshotError, SnapshotOptions, Taken};
+use crate::vm::RunningVm;
 
 /// What a running guest is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,30 @@ pub enum Answer {
     Guest(Box<GuestInfo>),
     /// It is so.
     Done,
-    /// It could not be done: a sentence.
-    Failed(String),
+}
+
+impl Request {
+    /// The names of those that do something.
+    pub(crate) const VERBS: [&'static str; 5] = ["snapshot", "rewind", "pause", "resume", "kill"];
+}
+
+/// Has `vm` do what it is asked for.
+///
+/// # Errors
+/// It cannot.
+pub(crate) fn perform(vm: &RunningVm, request: Request) -> Result<Answer, SnapshotError> {
+    match request {
+        Request::Snapshot(options) => snapshot::take(vm, &options).map(Answer::Taken),
+        Request::Rewind { directory, disks } => snapshot::rewind(vm, &directory, disks).map(Answer::Rewound),
+        Request::Inspect => Ok(Answer::Guest(Box::new(GuestInfo::of(vm)?))),
+        Request::Pause => Ok(vm.hold().map(|()| Answer::Done)?),
+        Request::Resume => {
+            vm.release();
+            Ok(Answer::Done)
+        }
+        Request::Kill => {
+            vm.stop(Stop::Ended);
+            Ok(Answer::Done)
+        }
+    }
 }

@@ -66,6 +66,11 @@ impl History {
         }
     }
 
+    /// The last snapshot is not where it was taken or read: no diff can follow it.
+    pub fn forget(&mut self) {
+        self.last = None;
+    }
+
     /// The machine's memory is not mapped from anything: `handler` serves it.
     pub fn is_served(&mut self, by: Arc<Handler>) {
         self.served = Some(Served { by, whole: false });

@@ -33,7 +33,7 @@ mod write;
 
 pub use error::SnapshotError;
 pub use history::History;
-pub use manifest::{DiskRecord, Manifest};
+pub use manifest::{DiskRecord, MEMORY, Manifest, STATE};
 pub use restore::{MemoryFrom, Prefault, Rewound, Snapshot, rewind};
 pub use served::ServedError;
 pub use take::{SnapshotOptions, Taken, take};

@@ -1,0 +1,271 @@
+//! `/snapshot/create` and `/snapshot/load`: posada's snapshots, whose two files are where Firecracker's clients name them.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::{Path, PathBuf, absolute};
+
+use serde::Deserialize;
+
+use crate::config::VmConfig;
+use crate::snapshot::{self, MEMORY, MemoryFrom, Prefault, STATE, Snapshot, SnapshotOptions};
+use crate::vm::RunningVm;
+
+/// A snapshot that is to be taken.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Create {
+    #[serde(default)]
+    snapshot_type: SnapshotType,
+    snapshot_path: PathBuf,
+    mem_file_path: PathBuf,
+}
+
+/// What of a guest's memory is in a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+enum SnapshotType {
+    #[default]
+    Full,
+    Diff,
+}
+
+/// A snapshot that a guest is to be made from.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Load {
+    snapshot_path: PathBuf,
+    mem_file_path: Option<PathBuf>,
+    mem_backend: Option<MemBackend>,
+    #[serde(default)]
+    enable_diff_snapshots: bool,
+    /// What is written is known without it.
+    #[serde(default, rename = "track_dirty_pages")]
+    _track_dirty_pages: bool,
+    /// Whether the guest is to go on at once.
+    #[serde(default)]
+    pub resume_vm: bool,
+    #[serde(default)]
+    network_overrides: Vec<NetworkOverride>,
+    vsock_override: Option<VsockOverride>,
+    #[serde(default)]
+    clock_realtime: bool,
+    #[serde(default)]
+    huge_pages: LoadHugePages,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MemBackend {
+    backend_path: PathBuf,
+    backend_type: BackendType,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+enum BackendType {
+    File,
+    Uffd,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NetworkOverride {
+    iface_id: String,
+    host_dev_name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VsockOverride {
+    uds_path: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+enum LoadHugePages {
+    #[default]
+    Snapshot,
+    None,
+    Transparent,
+    #[serde(rename = "2M")]
+    Hugetlbfs,
+}
+
+impl Create {
+    /// Takes a snapshot of a paused guest, which stays so.
+    ///
+    /// # Errors
+    /// It cannot be taken.
+    pub fn execute(&self, vm: &RunningVm) -> Result<(), String> {
+        if self.snapshot_type == SnapshotType::Diff {
+            return Err("posada's diffs are directories beside those that they follow: take one by /posada/v1/snapshot".to_owned());
+        }
+        let memory = absolute_path(&self.mem_file_path)?;
+        let state = absolute_path(&self.snapshot_path)?;
+        let directory = memory.with_file_name(format!(".posada-snapshot-{}", std::process::id()));
+        let options = SnapshotOptions {
+            directory: directory.clone(),
+            diff: false,
+            stop: false,
+            disks: false,
+        };
+        snapshot::take(vm, &options).map_err(|error| error.to_string())?;
+        // What is moved away is nothing that a diff could follow.
+        vm.history().forget();
+        let moved =
+            fs::rename(directory.join(MEMORY), &memory).and_then(|()| put(&directory.join(STATE), &state));
+        let removed = fs::remove_dir_all(&directory);
+        moved.and(removed).map_err(|error| {
+            let (memory, state) = (memory.display(), state.display());
+            format!("cannot put the snapshot to '{state}' and '{memory}': {error}")
+        })
+    }
+}
+
+/// Moves a file, to another file system if that is where it is to be.
+fn put(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == ErrorKind::CrossesDevices => {
+            fs::copy(from, to)?;
+            File::open(to)?.sync_all()
+        }
+        result => result,
+    }
+}
+
+impl Load {
+    /// Whether what is deprecated is used.
+    pub fn is_deprecated(&self) -> bool {
+        self.mem_file_path.is_some() || self.enable_diff_snapshots
+    }
+
+    /// Makes a guest of the snapshot, one at rest. Its name and what else only one can have is `base`'s.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn execute(&self, base: &VmConfig, console: Box<dyn io::Write + Send>) -> Result<RunningVm, String> {
+        if self.clock_realtime {
+            return Err(
+                "posada's guests see their clock go on from where it stood: leave out clock_realtime"
+                    .to_owned(),
+            );
+        }
+        if self.huge_pages == LoadHugePages::Hugetlbfs {
+            return Err("posada takes transparent huge pages and no others: leave out huge_pages".to_owned());
+        }
+        let (memory, from) = self.memory()?;
+        let place =
+            Place::find(&absolute_path(&self.snapshot_path)?, memory.as_deref()).map_err(|error| {
+                format!(
+                    "cannot look at the snapshot '{}': {error}",
+                    self.snapshot_path.display()
+                )
+            })?;
+        let restored = Snapshot::open(place.path())
+            .map_err(|error| error.to_string())
+            .and_then(|snapshot| {
+                let config = self.config(snapshot.config(), base)?;
+                snapshot
+                    .restore(config, from, console)
+                    .map_err(|error| error.to_string())
+            });
+        let vm = restored?;
+        if matches!(place, Place::Links(_)) {
+            vm.history().forget();
+        }
+        Ok(vm)
+    }
+
+    /// Where the memory is, if it is a file, and what posada makes of it.
+    fn memory(&self) -> Result<(Option<PathBuf>, MemoryFrom), String> {
+        let file = |path| Ok((Some(absolute_path(path)?), MemoryFrom::Snapshot(Prefault::None)));
+        match (&self.mem_file_path, &self.mem_backend) {
+            (Some(path), None) => file(path),
+            (None, Some(backend)) => match backend.backend_type {
+                BackendType::File => file(&backend.backend_path),
+                BackendType::Uffd => Ok((None, MemoryFrom::Handler(backend.backend_path.clone()))),
+            },
+            _ => Err(
+                "the guest's memory is either in mem_backend or in mem_file_path: give one of the two"
+                    .to_owned(),
+            ),
+        }
+    }
+
+    fn config(&self, snapshot: &VmConfig, base: &VmConfig) -> Result<VmConfig, String> {
+        let mut config = VmConfig {
+            name: base.name.clone(),
+            ..snapshot.clone()
+        };
+        // They are what the guest knows, whatever its name is now.
+        for (index, net) in config.nets.iter_mut().enumerate() {
+            net.mac = Some(snapshot.mac(index));
+        }
+        for NetworkOverride {
+            iface_id,
+            host_dev_name,
+        } in &self.network_overrides
+        {
+            let mut nets = config.nets.iter_mut();
+            let net = nets.find(|net| net.tap.is_some() && net.id.as_deref() == Some(iface_id));
+            let net = net.ok_or_else(|| {
+                format!("the snapshot's guest has no network interface '{iface_id}' on a tap")
+            })?;
+            net.tap = Some(host_dev_name.clone());
+        }
+        match (&self.vsock_override, &mut config.vsock) {
+            (None, _) => {}
+            (Some(changed), Some(vsock)) => vsock.path.clone_from(&changed.uds_path),
+            (Some(_), None) => return Err("the snapshot's guest has no vsock".to_owned()),
+        }
+        config.check().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+}
+
+/// Where a snapshot's files are found under the names that posada gives them.
+enum Place {
+    /// Where they are.
+    Directory(PathBuf),
+    /// In a directory of links to where they are, for as long as they are read.
+    Links(PathBuf),
+}
+
+impl Place {
+    fn find(state: &Path, memory: Option<&Path>) -> io::Result<Self> {
+        if let Some(directory) = state.parent()
+            && state == directory.join(STATE)
+            && memory.is_none_or(|memory| memory == directory.join(MEMORY))
+        {
+            return Ok(Self::Directory(directory.to_owned()));
+        }
+        // What a crashed process with this number has left is in the way of nobody who may remove it.
+        let path = std::env::temp_dir().join(format!("posada-load-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        DirBuilder::new().mode(0o700).create(&path)?;
+        let place = Self::Links(path);
+        symlink(state, place.path().join(STATE))?;
+        if let Some(memory) = memory {
+            symlink(memory, place.path().join(MEMORY))?;
+        }
+        Ok(place)
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Directory(path) | Self::Links(path) => path,
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Self::Links(path) = self
+            && let Err(error) = fs::remove_dir_all(&*path)
+        {
+            tracing::debug!("cannot remove '{}': {error}", path.display());
+        }
+    }
+}
+
+fn absolute_path(path: &Path) -> Result<PathBuf, String> {
+    absolute(path).map_err(|error| format!("there is no telling where '{}' is: {error}", path.display()))
+}

@@ -1,0 +1,151 @@
+//! What Firecracker's clients describe, and what posada makes of it.
+
+use serde_json::json;
+
+use super::*;
+use crate::config::disk::Format;
+use crate::config::{ByteSize, VmConfig};
+
+/// A file that there is, whatever is said to be in it.
+const FILE: &str = "/dev/null";
+
+fn drive(id: &str, is_root: bool, readonly: bool) -> devices::Drive {
+    let drive = json!({
+        "drive_id": id,
+        "is_root_device": is_root,
+        "is_read_only": readonly,
+        "path_on_host": FILE,
+        "io_engine": "Sync",
+    });
+    serde_json::from_value(drive).unwrap()
+}
+
+fn composition(boot_args: Option<&str>) -> Composition {
+    let mut composition = Composition::default();
+    let source = json!({ "kernel_image_path": FILE, "boot_args": boot_args });
+    composition
+        .set_boot_source(serde_json::from_value(source).unwrap())
+        .unwrap();
+    composition
+}
+
+fn base() -> VmConfig {
+    VmConfig {
+        name: Some("web".to_owned()),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_root_device_is_the_first_disk_and_the_kernel_is_told_of_it() {
+    let mut composition = composition(Some("quiet"));
+    composition.put_drive(drive("data", false, false)).unwrap();
+    composition.put_drive(drive("root", true, true)).unwrap();
+    let config = composition.config(&base()).unwrap();
+    let ids: Vec<_> = config.disks.iter().map(|disk| disk.id.as_deref()).collect();
+    assert_eq!(ids, [Some("root"), Some("data")]);
+    assert_eq!(
+        config.disks[0].format,
+        Some(Format::Raw),
+        "it is what it is, whatever it looks like"
+    );
+    assert_eq!(config.cmdline.as_deref(), Some("quiet root=/dev/vda ro"));
+    assert_eq!(config.name(), "web");
+
+    assert!(composition.put_drive(drive("other", true, true)).is_err());
+    let mut on_a_partition = drive("root", true, false);
+    on_a_partition.partuuid = Some("1234-01".to_owned());
+    composition.put_drive(on_a_partition).unwrap();
+    let config = composition.config(&base()).unwrap();
+    assert_eq!(config.cmdline.as_deref(), Some("quiet root=PARTUUID=1234-01 rw"));
+    composition.put_drive(drive("root", false, false)).unwrap();
+    assert_eq!(
+        composition.config(&base()).unwrap().cmdline.as_deref(),
+        Some("quiet")
+    );
+}
+
+#[test]
+fn without_boot_args_the_command_line_is_posadas_with_the_root_device() {
+    let mut composition = composition(None);
+    composition.put_drive(drive("root", true, false)).unwrap();
+    let config = composition.config(&base()).unwrap();
+    assert_eq!(
+        (config.cmdline, config.append.as_deref()),
+        (None, Some("root=/dev/vda rw"))
+    );
+}
+
+#[test]
+fn what_is_built_is_described_so_that_the_same_is_built() {
+    let text = "
+        kernel = '/dev/null'
+        cmdline = 'quiet'
+        cpus = 3
+        memory = '64M'
+        rng = true
+        vsock = { path = '/v', cid = 9 }
+        balloon = { size = '8M', deflate-on-oom = true, stats = 7 }
+        [[disk]]
+        path = '/dev/null'
+        id = 'root'
+        format = 'raw'
+        engine = 'io_uring'
+        bandwidth = '100M/s'
+        bandwidth-burst = '10M'
+        [[net]]
+        id = 'eth0'
+        tap = 'tap0'
+        mac = '02:00:00:00:00:01'
+        pps = 1000
+        pps-burst = 100
+    ";
+    let config: VmConfig = toml::from_str(text).unwrap();
+    let described = serde_json::to_vec(&Composition::of(&config)).unwrap();
+    let (again, logger) = Composition::from_json(&described).unwrap();
+    assert_eq!(again.config(&VmConfig::default()).unwrap(), config);
+    assert_eq!(logger, None);
+}
+
+#[test]
+fn a_machine_is_changed_in_parts() {
+    let machine = machine::MachineConfig::default();
+    let update: MachineUpdate =
+        serde_json::from_str(r#"{"vcpu_count": 2, "track_dirty_pages": true}"#).unwrap();
+    assert!(!update.is_empty());
+    let updated = machine.updated(&update);
+    updated.check().unwrap();
+    assert_eq!((updated.vcpu_count, updated.mem_size_mib), (2, 128));
+    assert!(serde_json::from_str::<MachineUpdate>("{}").unwrap().is_empty());
+    let most = machine::MachineConfig {
+        mem_size_mib: u64::MAX,
+        ..updated
+    };
+    assert!(most.check().is_err(), "no size is taken for a smaller one");
+}
+
+#[test]
+fn two_ways_of_a_network_have_one_limit() {
+    let net = |tx: u64| {
+        let bucket = |size: u64| json!({ "bandwidth": { "size": size, "refill_time": 1000 } });
+        let net = json!({
+            "iface_id": "eth0",
+            "host_dev_name": "tap0",
+            "rx_rate_limiter": bucket(4096),
+            "tx_rate_limiter": bucket(tx),
+        });
+        serde_json::from_value::<devices::NetworkInterface>(net)
+            .unwrap()
+            .net()
+    };
+    assert_eq!(net(4096).unwrap().bandwidth_burst, Some(ByteSize(4096)));
+    assert!(net(8192).is_err());
+}
+
+#[test]
+fn names_are_plain_and_the_same_in_path_and_body() {
+    assert!(check_id("a_1", "a_1").is_ok());
+    for (path, body) in [("", ""), ("a-b", "a-b"), ("a%20", "a%20"), ("a", "b")] {
+        assert!(check_id(path, body).is_err(), "{path}");
+    }
+}

@@ -1,0 +1,151 @@
+//! posada's own endpoints, `/posada/v1/…`: each carries one of [`control`](crate::control)'s requests.
+
+use hyper::Method;
+use serde_json::{Map, Value};
+
+use super::reply::Reply;
+use super::{Call, Instance};
+use crate::control::{self, Answer, Request};
+
+const PREFIX: &str = "/posada/v1/";
+/// Where a guest tells about itself.
+const INFO: &str = "info";
+
+/// How a request is sent: method, path and body.
+///
+/// A request that does something is `PUT` to the path of its name, with its fields in the body.
+pub(crate) fn route_of(request: &Request) -> serde_json::Result<(Method, String, String)> {
+    let put = |verb: &str, body| (Method::PUT, format!("{PREFIX}{verb}"), body);
+    if *request == Request::Inspect {
+        return Ok((Method::GET, format!("{PREFIX}{INFO}"), String::new()));
+    }
+    Ok(match serde_json::to_value(request)? {
+        Value::Object(fields) => match fields.into_iter().next() {
+            Some((verb, body)) => put(&verb, body.to_string()),
+            None => put("", String::new()),
+        },
+        name => put(name.as_str().unwrap_or_default(), String::new()),
+    })
+}
+
+/// The request that a call carries.
+fn request_of(call: &Call) -> Result<Request, Reply> {
+    let unknown = || {
+        let (method, path) = (&call.method, &call.path);
+        Reply::fault(format!("Invalid request method and/or path: {method} {path}."))
+    };
+    let verb = call.path.strip_prefix(PREFIX).ok_or_else(unknown)?;
+    match (&call.method, verb) {
+        (&Method::GET, INFO) => Ok(Request::Inspect),
+        (&Method::PUT, verb) if Request::VERBS.contains(&verb) => read(verb, &call.body)
+            .map_err(|error| Reply::fault(format!("the request's body is not what '{verb}' takes: {error}"))),
+        _ => Err(unknown()),
+    }
+}
+
+fn read(verb: &str, body: &[u8]) -> serde_json::Result<Request> {
+    if body.is_empty() {
+        return serde_json::from_value(verb.into());
+    }
+    let mut fields = Map::new();
+    fields.insert(verb.to_owned(), serde_json::from_slice(body)?);
+    serde_json::from_value(fields.into())
+}
+
+/// Whether the call is for one of these endpoints.
+pub(super) fn is_ours(call: &Call) -> bool {
+    call.path.starts_with(PREFIX)
+}
+
+/// Whether the guest is to end, which does not wait until a snapshot is there.
+pub(super) fn is_kill(call: &Call) -> bool {
+    request_of(call).is_ok_and(|request| request == Request::Kill)
+}
+
+/// Does what a call asks for.
+pub(super) fn answer(instance: &Instance, call: &Call) -> Reply {
+    let request = match request_of(call) {
+        Ok(request) => request,
+        Err(reply) => return reply,
+    };
+    let done = match (request, instance.vm()) {
+        (Request::Inspect, _) => instance
+            .info()
+            .map(|info| Answer::Guest(Box::new(info)))
+            .map_err(Into::into),
+        (request, Some(vm)) => control::perform(&vm, request),
+        (_, None) => return Reply::fault("the guest has not been started"),
+    };
+    match done {
+        Ok(Answer::Done) => Reply::done(),
+        Ok(answer) => Reply::json(&answer),
+        Err(error) => Reply::fault(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::snapshot::SnapshotOptions;
+
+    fn call(method: Method, path: &str, body: &str) -> Call {
+        Call {
+            method,
+            path: path.to_owned(),
+            body: body.to_owned().into(),
+        }
+    }
+
+    #[test]
+    fn every_request_comes_as_it_was_sent() {
+        let options = SnapshotOptions {
+            directory: PathBuf::from("/s"),
+            diff: true,
+            stop: false,
+            disks: false,
+        };
+        let rewind = Request::Rewind {
+            directory: PathBuf::from("/s"),
+            disks: true,
+        };
+        let requests = [
+            Request::Snapshot(options),
+            rewind,
+            Request::Inspect,
+            Request::Pause,
+            Request::Resume,
+            Request::Kill,
+        ];
+        for request in requests {
+            let (method, path, body) = route_of(&request).unwrap();
+            assert_eq!(
+                request_of(&call(method, &path, &body)).unwrap(),
+                request,
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_a_fault() {
+        for (method, path, body) in [
+            (Method::GET, "/posada/v1/pause", ""),
+            (Method::PUT, "/posada/v1/info", ""),
+            (Method::PUT, "/posada/v1/", ""),
+            (Method::PUT, "/posada/v1/fly", ""),
+            (Method::PUT, "/posada/v1/pause", "{}"),
+            (Method::PUT, "/posada/v1/snapshot", ""),
+            (Method::PUT, "/posada/v1/snapshot", "{\"directory\": 7}"),
+            (
+                Method::PUT,
+                "/posada/v1/rewind",
+                "{\"directory\": \"/s\", \"fast\": true}",
+            ),
+            (Method::PUT, "/posada/v2/pause", ""),
+        ] {
+            assert!(request_of(&call(method, path, body)).is_err(), "{path} {body}");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! HTTP on Unix sockets: each request is read to its end, within its limits, and given to who answers it.
+//!
+//! All connections share one thread, which waits for none of them: neither for a client that is slow, nor for what a request
+//! has done. That is done by a second thread, one request after another, and what only asks is answered meanwhile.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Builder;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use super::reply::Reply;
+
+/// Connections at a time. Those beyond wait until another has ended.
+const MAX_CONNECTIONS: usize = 128;
+/// How long a connection may be without a whole request, and then how long that one's body may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long clients have to take the answers that are on their way when the guest has ended.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// Until a connection is taken again after one could not be, for lack of file descriptors.
+const RETRY: Duration = Duration::from_millis(100);
+/// Bytes of a connection's buffer: more than all headers together have.
+const BUFFER: usize = 16 << 10;
+
+/// A request that has come as a whole.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// What is to be done.
+    pub method: Method,
+    /// With what.
+    pub path: String,
+    /// How: JSON, or nothing.
+    pub body: Bytes,
+}
+
+/// Who answers.
+pub trait Service: Send + Sync + 'static {
+    /// Whether this is answered without waiting for anything.
+    fn is_immediate(&self, call: &Call) -> bool;
+
+    /// Does what is asked for.
+    fn answer(&self, call: &Call) -> Reply;
+}
+
+/// A server, until its process ends.
+pub struct Server {
+    thread: JoinHandle<()>,
+    /// Its other end becomes readable when this one is closed.
+    leash: StdStream,
+}
+
+impl Server {
+    /// Serves requests that come to these sockets, with bodies of at most so many bytes.
+    ///
+    /// # Errors
+    /// There can be no thread.
+    pub fn start(
+        listeners: Vec<StdListener>,
+        service: Arc<dyn Service>,
+        max_body: usize,
+    ) -> io::Result<Self> {
+        let (leash, collar) = StdStream::pair()?;
+        let thread = thread::Builder::new().name("api".to_owned()).spawn(move || {
+            if let Err(error) = run(listeners, &service, max_body, collar) {
+                warn!("the API is lost: {error}");
+            }
+        })?;
+        Ok(Self { thread, leash })
+    }
+
+    /// Takes no request any more, and returns when the answers that are on their way have been taken, or could have been.
+    pub fn finish(self) {
+        drop(self.leash);
+        if self.thread.join().is_err() {
+            debug!("the API's thread had panicked");
+        }
+    }
+}
+
+/// Until the other end of `collar` is closed. A guest that nobody asks for anything pays for no more than a thread.
+fn run(
+    listeners: Vec<StdListener>,
+    service: &Arc<dyn Service>,
+    max_body: usize,
+    collar: StdStream,
+) -> io::Result<()> {
+    wait_for_the_first(&listeners, &collar)?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .thread_name("api-worker")
+        .build()?;
+    let result = runtime.block_on(serve(listeners, service, max_body, collar));
+    // What is still being done has nobody any more whom it could be told.
+    runtime.shutdown_background();
+    result
+}
+
+fn wait_for_the_first(listeners: &[StdListener], collar: &StdStream) -> io::Result<()> {
+    let descriptors = listeners.iter().map(AsFd::as_fd).chain([collar.as_fd()]);
+    let mut events: Vec<_> = descriptors
+        .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
+        .collect();
+    loop {
+        match poll(&mut events, PollTimeout::NONE) {
+            Err(Errno::EINTR) => {}
+            result => return Ok(result.map(drop)?),
+        }
+    }
+}
+
+async fn serve(
+    listeners: Vec<StdListener>,
+    service: &Arc<dyn Service>,
+    max_body: usize,
+    collar: StdStream,
+) -> io::Result<()> {
+    let register = |listener: StdListener| {
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener)
+    };
+    let listeners = listeners
+        .into_iter()
+        .map(register)
+        .collect::<Result<Vec<_>, _>>()?;
+    collar.set_nonblocking(true)?;
+    let collar = UnixStream::from_std(collar)?;
+    let connections = GracefulShutdown::new();
+    accept_until(
+        collar.readable(),
+        accept_all(&listeners, service, max_body, &connections),
+    )
+    .await?;
+    if timeout(FAREWELL, connections.shutdown()).await.is_err() {
+        debug!("a client has not taken its answer");
+    }
+    Ok(())
+}
+
+/// Takes connections until `ended`.
+async fn accept_until<T>(ended: impl Future<Output = T>, accepting: impl Future<Output = Infallible>) -> T {
+    let (mut ended, mut accepting) = (pin!(ended), pin!(accepting));
+    poll_fn(|context| match ended.as_mut().poll(context) {
+        Poll::Ready(end) => Poll::Ready(end),
+        Poll::Pending => accepting.as_mut().poll(context).map(|never| match never {}),
+    })
+    .await
+}
+
+async fn accept_all(
+    listeners: &[UnixListener],
+    service: &Arc<dyn Service>,
+    max_body: usize,
+    connections: &GracefulShutdown,
+) -> Infallible {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .max_buf_size(BUFFER)
+        .half_close(true);
+    loop {
+        let slot = slots.clone().acquire_owned().await;
+        let stream = match poll_fn(|context| accept(listeners, context)).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                debug!("a connection to the API: {error}");
+                sleep(RETRY).await;
+                continue;
+            }
+        };
+        let service = service.clone();
+        let handle = service_fn(move |request| handle(request, service.clone(), max_body));
+        let connection = connections.watch(http.serve_connection(TokioIo::new(stream), handle));
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!("a connection to the API: {error}");
+            }
+            drop(slot);
+        });
+    }
+}
+
+fn accept(listeners: &[UnixListener], context: &mut Context<'_>) -> Poll<io::Result<UnixStream>> {
+    for listener in listeners {
+        if let Poll::Ready(accepted) = listener.poll_accept(context) {
+            return Poll::Ready(accepted.map(|(stream, _)| stream));
+        }
+    }
+    Poll::Pending
+}
+
+async fn handle(
+    request: Request<Incoming>,
+    service: Arc<dyn Service>,
+    max_body: usize,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (head, body) = request.into_parts();
+    let reply = match read(body, max_body).await {
+        Ok(body) => {
+            let path = head.uri.path().to_owned();
+            let method = head.method;
+            answer(service, Call { method, path, body }).await
+        }
+        Err(reply) => reply,
+    };
+    Ok(respond(reply))
+}
+
+async fn read(body: Incoming, max: usize) -> Result<Bytes, Reply> {
+    let too_long = || {
+        Reply::fault(format!(
+            "the request's body is longer than {max} bytes, which is all that it may have"
+        ))
+    };
+    if body.size_hint().lower() > max as u64 {
+        return Err(too_long());
+    }
+    match timeout(PATIENCE, Limited::new(body, max).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_long()),
+        Ok(Err(error)) => Err(Reply::fault(format!("the request's body does not come: {error}"))),
+        Err(_) => {
+            Err(Reply::fault("the request's body does not come in time")
+                .with_status(StatusCode::REQUEST_TIMEOUT))
+        }
+    }
+}
+
+async fn answer(service: Arc<dyn Service>, call: Call) -> Reply {
+    if service.is_immediate(&call) {
+        return service.answer(&call);
+    }
+    let done = spawn_blocking(move || service.answer(&call)).await;
+    done.unwrap_or_else(|error| Reply::fault(format!("the request was given up: {error}")))
+}
+
+fn respond(reply: Reply) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(reply.body));
+    *response.status_mut() = reply.status;
+    let headers = response.headers_mut();
+    if reply.status != StatusCode::NO_CONTENT {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    if reply.deprecated {
+        headers.insert("deprecation", HeaderValue::from_static("true"));
+    }
+    response
+}

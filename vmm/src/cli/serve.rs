@@ -1,0 +1,187 @@
+//! `posada serve`: a guest that is described, started and looked after by the HTTP API, with Firecracker's flags.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use tracing::level_filters::LevelFilter;
+use tracing::warn;
+use vmm::api::{Api, Instance, Logger, MAX_BODY, level_of};
+use vmm::config::VmConfig;
+use vmm::console::{self, End};
+
+use super::guest::Hosted;
+use super::{Failure, finish, log};
+
+pub const EXAMPLES: &str = "\
+Examples:
+  posada serve --api-sock /tmp/web.sock --id web
+  posada serve --api-sock /tmp/web.sock --config-file web.json
+  posada serve --no-api --config-file web.json
+
+  curl --unix-socket /tmp/web.sock -X PUT http://localhost/boot-source \\
+      -d '{\"kernel_image_path\": \"vmlinux\", \"boot_args\": \"console=ttyS0\"}'
+  curl --unix-socket /tmp/web.sock -X PUT http://localhost/actions -d '{\"action_type\": \"InstanceStart\"}'
+";
+
+/// What Firecracker's clients find a guest called that has no id.
+const DEFAULT_ID: &str = "anonymous-instance";
+/// Far more than a guest's description takes.
+const MAX_FILE: u64 = 1 << 20;
+
+#[derive(Args)]
+pub struct Serve {
+    /// Unix socket that the API is served at
+    #[arg(long, value_name = "PATH", required_unless_present = "no_api")]
+    api_sock: Option<PathBuf>,
+
+    /// Name of the guest
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+
+    /// Start the guest that a file describes, in Firecracker's JSON
+    #[arg(long, value_name = "FILE.json")]
+    config_file: Option<PathBuf>,
+
+    /// Serve no API; the guest can still be asked by its name
+    #[arg(long, requires = "config_file", conflicts_with = "api_sock")]
+    no_api: bool,
+
+    /// File or named pipe that messages go to [default: standard error]
+    #[arg(long, value_name = "PATH")]
+    log_path: Option<PathBuf>,
+
+    /// Which messages: Error, Warning, Info, Debug, Trace or Off [default: Warning]
+    #[arg(long, value_name = "LEVEL", value_parser = level_of)]
+    level: Option<LevelFilter>,
+
+    /// Put its level before each message
+    #[arg(long)]
+    show_level: bool,
+
+    /// Put where in posada it comes from before each message
+    #[arg(long)]
+    show_log_origin: bool,
+
+    /// Bytes that a request's body may have
+    #[arg(long, value_name = "BYTES", default_value_t = MAX_BODY)]
+    http_api_max_payload_size: usize,
+
+    /// There is no seccomp filter that could be left out.
+    #[arg(long, hide = true)]
+    no_seccomp: bool,
+}
+
+impl Serve {
+    /// Serves the API until the guest ends, and the process with it.
+    pub fn execute(self) -> Result<(), Failure> {
+        let set_log = log::start();
+        set_log(&self.logger()).map_err(Failure::Other)?;
+        console::block_signals()?;
+        let mut base = VmConfig {
+            name: self.id.clone(),
+            ..Default::default()
+        };
+        let mut hosted = Hosted::begin(&mut base)?;
+        let socket = self.api_sock.as_deref().map(ApiSocket::bind).transpose()?;
+        let id = self.id.unwrap_or_else(|| DEFAULT_ID.to_owned());
+        let instance = Arc::new(Instance::to_be(id, base, Box::new(set_log))?);
+        if let Some(path) = &self.config_file {
+            start_from(&instance, path)?;
+        }
+        let mut listeners = Vec::from_iter(hosted.take_listener());
+        if let Some(socket) = &socket {
+            listeners.push(socket.listener.try_clone().map_err(unserved)?);
+        }
+        let api =
+            Api::serve(instance.clone(), listeners, self.http_api_max_payload_size).map_err(unserved)?;
+        let end = match console::wait_for(instance.started())? {
+            Some(signal) => {
+                api.finish();
+                // One that was being built meanwhile.
+                if let Some(vm) = instance.vm() {
+                    vm.close_files();
+                }
+                End::Signal(signal)
+            }
+            None => match instance.vm() {
+                Some(vm) => hosted.see_through(&vm, Some(api))?,
+                None => return Err(Failure::Other("the guest is lost".to_owned())),
+            },
+        };
+        drop((hosted, socket));
+        finish(&end)
+    }
+
+    fn logger(&self) -> Logger {
+        Logger {
+            log_path: self.log_path.clone(),
+            level: self.level,
+            show_level: Some(self.show_level),
+            show_log_origin: Some(self.show_log_origin),
+            module: None,
+        }
+    }
+}
+
+fn start_from(instance: &Instance, path: &Path) -> Result<(), Failure> {
+    let failed = |why: String| Failure::Other(format!("the config file '{}': {why}", path.display()));
+    let mut text = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut text));
+    read.map_err(|error| failed(error.to_string()))?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(failed(format!("it is longer than {} KiB", MAX_FILE >> 10)));
+    }
+    instance.compose_from(&text).map_err(failed)?;
+    instance.begin_composed().map_err(Failure::Other)
+}
+
+fn unserved(error: io::Error) -> Failure {
+    Failure::Other(format!("cannot serve the API: {error}"))
+}
+
+/// The API's socket. Dropping it removes its name.
+struct ApiSocket {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl ApiSocket {
+    /// Listens at `path`, in the place of a socket that nobody listens at any more.
+    fn bind(path: &Path) -> Result<Self, Failure> {
+        let bound = match UnixListener::bind(path) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && is_stale(path) => {
+                fs::remove_file(path).and_then(|()| UnixListener::bind(path))
+            }
+            bound => bound,
+        };
+        match bound {
+            Ok(listener) => Ok(Self {
+                path: path.to_owned(),
+                listener,
+            }),
+            Err(error) => Err(Failure::Other(format!(
+                "cannot listen at the API's socket '{}': {error}; give another --api-sock",
+                path.display()
+            ))),
+        }
+    }
+}
+
+/// Whether this is a socket whose process has ended.
+fn is_stale(path: &Path) -> bool {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    is_socket && UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+impl Drop for ApiSocket {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            warn!("cannot remove '{}': {error}", self.path.display());
+        }
+    }
+}
