@@ -41,13 +41,18 @@ impl Served {
         }
     }
 
-    /// One that runs the bare guest's `program`.
+    /// One that runs the bare guest's `program`, which says when it listens.
     pub fn running(name: &str, program: &str) -> Self {
         let mut served = Self::start(name, &[]);
-        served.boot(program);
-        served.put("/actions", START).expect(204);
+        served.begin(program);
         served.running.wait_for("listening\n");
         served
+    }
+
+    /// Starts the bare guest's `program`.
+    pub fn begin(&self, program: &str) {
+        self.boot(program);
+        self.put("/actions", START).expect(204);
     }
 
     /// Has it boot the bare guest's `program`.

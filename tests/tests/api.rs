@@ -252,6 +252,10 @@ fn a_server_that_is_told_to_end_before_its_guest_runs_leaves_nothing() {
     served.running.signal(Signal::SIGTERM);
     served.running.wait().expect_status(143);
     assert!(!socket.exists() && !directory.exists());
+
+    let killed = Served::start("killed", &[]);
+    posada(&["kill", &killed.name]).expect_status(0);
+    killed.running.wait().expect_status(0);
 }
 
 #[test]

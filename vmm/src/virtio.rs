@@ -64,10 +64,22 @@ impl Drop for KeptOverlay {
     }
 }
 
+/// The devices that can be changed while the guest runs, in the guest's order: disks, then networks.
+#[derive(Default)]
+pub struct Changeable {
+    /// Disks.
+    pub disks: Vec<Arc<Block>>,
+    /// Networks.
+    pub nets: Vec<Arc<Net>>,
+    /// The balloon.
+    pub balloon: Option<Arc<Balloon>>,
+}
+
 /// Opens what the devices need of the host. Their order is the one in which the guest finds them.
-pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<Kept>), Error> {
+pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<Kept>, Changeable), Error> {
     let shared: Arc<dyn IoThreads> = Arc::new(IoThreadPool::new("io", Sharing::One));
     let (mut devices, mut files) = (Vec::new(), Vec::<Kept>::new());
+    let mut changeable = Changeable::default();
     let mut add = |device: Arc<dyn VirtioDevice>, threads: &Arc<dyn IoThreads>| {
         devices.push(Device {
             device,
@@ -82,11 +94,12 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<Kept>), Error> {
         } else {
             &shared
         };
-        let block = open_disk(disk)?;
+        let block = Arc::new(open_disk(disk)?);
         if disk.overlay.is_some() {
-            files.push(Kept::Overlay(KeptOverlay(block.image().clone())));
+            files.push(Kept::Overlay(KeptOverlay(block.image())));
         }
-        add(Arc::new(block), threads);
+        changeable.disks.push(block.clone());
+        add(block, threads);
     }
     for (index, net) in config.nets.iter().enumerate() {
         let several: Arc<dyn IoThreads>;
@@ -96,7 +109,9 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<Kept>), Error> {
         } else {
             &shared
         };
-        add(Arc::new(open_net(net, config.mac(index))?), threads);
+        let device = Arc::new(open_net(net, config.mac(index))?);
+        changeable.nets.push(device.clone());
+        add(device, threads);
     }
     if let Some(vsock) = &config.vsock {
         let (device, file) = Vsock::bind(&vsock.path, vsock.cid())?;
@@ -104,12 +119,14 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<Kept>), Error> {
         files.push(Kept::Socket(file));
     }
     if let Some(balloon) = &config.balloon {
-        add(Arc::new(Balloon::new(balloon.options())), &shared);
+        let device = Arc::new(Balloon::new(balloon.options()));
+        changeable.balloon = Some(device.clone());
+        add(device, &shared);
     }
     if config.rng {
         add(Arc::new(Rng), &shared);
     }
-    Ok((devices, files))
+    Ok((devices, files, changeable))
 }
 
 fn open_disk(config: &DiskConfig) -> Result<Block, DiskError> {

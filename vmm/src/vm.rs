@@ -3,6 +3,8 @@
 //! Building goes step by step: a [`Foundation`] → devices on buses → kernel and tables in memory, or all that a state says →
 //! vCPUs, which their own threads have made meanwhile.
 
+mod changes;
+
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +33,9 @@ use crate::state::{LoadError, VmState};
 use crate::vcpu::features::CpuFeatures;
 use crate::vcpu::state::CpuRestore;
 use crate::vcpu::{Begin, Buses, Host, RequestError, VcpuThread, Vcpus};
-use crate::virtio;
+use crate::virtio::{self, Changeable};
+
+pub use changes::ChangeError;
 
 /// A machine that has been built and has not run. Its vCPUs' threads wait for their start.
 pub struct Vm {
@@ -43,12 +47,13 @@ pub struct Vm {
 
 /// What a machine has beside its vCPUs.
 struct Parts {
-    config: VmConfig,
+    config: Mutex<Arc<VmConfig>>,
     host: Arc<Host>,
     machine: Arc<Machine>,
     serial: Arc<SerialPort>,
     rtc: Arc<rtc::Rtc>,
     virtio: Vec<Arc<MmioTransport>>,
+    changeable: Changeable,
     room: EventFd,
     lifecycle: Arc<Lifecycle>,
     files: Mutex<Vec<virtio::Kept>>,
@@ -107,7 +112,7 @@ impl Vm {
         let lifecycle = Arc::new(Lifecycle::new().doing("open an eventfd")?);
         let room = eventfd()?;
         let (mut buses, serial, rtc) = place_devices(&machine.fd, &room, console)?;
-        let (devices, files) = virtio::open(config)?;
+        let (devices, files, changeable) = virtio::open(config)?;
         let (virtio, slots) = virtio::place(&machine.fd, &machine.memory, devices, &mut buses)?;
         let begin = load(&machine, &slots)?;
         vcpus.iter().try_for_each(VcpuThread::wait_until_ready)?;
@@ -116,12 +121,13 @@ impl Vm {
             buses: buses.into(),
             begin,
             running: Parts {
-                config: config.clone(),
+                config: Mutex::new(Arc::new(config.clone())),
                 host,
                 machine,
                 serial,
                 rtc,
                 virtio,
+                changeable,
                 room,
                 lifecycle,
                 files: files.into(),
@@ -148,9 +154,13 @@ impl Vm {
 }
 
 impl RunningVm {
-    /// What it was built from.
-    pub fn config(&self) -> &VmConfig {
-        &self.parts.config
+    /// What it was built from, with what has been changed since.
+    pub fn config(&self) -> Arc<VmConfig> {
+        self.lock_config().clone()
+    }
+
+    fn lock_config(&self) -> MutexGuard<'_, Arc<VmConfig>> {
+        self.parts.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What runs the guest's kernel code.
@@ -303,7 +313,7 @@ impl RunningVm {
     /// # Errors
     /// It is not.
     pub fn check(&self, state: &VmState) -> Result<(), LoadError> {
-        state.check_shape(self.parts.config.cpus(), self.parts.virtio.len())
+        state.check_shape(self.config().cpus(), self.parts.virtio.len())
     }
 
     /// Makes a paused machine what a state says, down to its devices, which work from now on; its memory is there already. Its vCPUs

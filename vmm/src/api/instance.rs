@@ -28,7 +28,7 @@ pub struct Instance {
     stage: Mutex<Stage>,
     /// Held while something is done; true when nothing is to be begun any more.
     turn: Mutex<bool>,
-    /// Written when there is a guest.
+    /// Written when there is a guest, or is not to be one any more.
     started: EventFd,
     set_log: Option<Box<SetLog>>,
     since: Instant,
@@ -50,7 +50,7 @@ impl Instance {
     /// # Errors
     /// The host refuses an eventfd.
     pub fn of(vm: Arc<RunningVm>) -> Result<Self, Error> {
-        let base = vm.config().clone();
+        let base = (*vm.config()).clone();
         let stage = Stage::Built {
             vm,
             composition: None,
@@ -78,7 +78,7 @@ impl Instance {
         })
     }
 
-    /// Becomes readable when there is a guest.
+    /// Becomes readable when there is a guest, or is not to be one any more.
     pub fn started(&self) -> &EventFd {
         &self.started
     }
@@ -115,8 +115,8 @@ impl Instance {
         match &*self.stage() {
             Stage::Composed(composition) => (**composition).clone(),
             Stage::Built { vm, composition } => match composition {
-                Some(composition) => (**composition).clone(),
-                None => Composition::of(vm.config()),
+                Some(composition) => (**composition).clone().changed_as(&vm.config()),
+                None => Composition::of(&vm.config()),
             },
         }
     }
@@ -191,9 +191,14 @@ impl Instance {
             vm,
             composition: is_composed.then(|| Box::new(composition)),
         };
+        self.wake();
+        Ok(Reply::done())
+    }
+
+    /// There is a guest, or is not to be one: who waits for it need not any more.
+    pub(super) fn wake(&self) {
         // Fails only when the counter is full, and then it is already readable.
         let _ = self.started.write(1);
-        Ok(Reply::done())
     }
 
     /// Waits until what is being done is done, and lets nothing be begun any more.

@@ -37,18 +37,18 @@ fn request_of(call: &Call) -> Result<Request, Reply> {
     let verb = call.path.strip_prefix(PREFIX).ok_or_else(unknown)?;
     match (&call.method, verb) {
         (&Method::GET, INFO) => Ok(Request::Inspect),
-        (&Method::PUT, verb) if Request::VERBS.contains(&verb) => read(verb, &call.body)
+        (&Method::PUT, verb) if Request::VERBS.contains(&verb) => read(verb, call)
             .map_err(|error| Reply::fault(format!("the request's body is not what '{verb}' takes: {error}"))),
         _ => Err(unknown()),
     }
 }
 
-fn read(verb: &str, body: &[u8]) -> serde_json::Result<Request> {
-    if body.is_empty() {
+fn read(verb: &str, call: &Call) -> serde_json::Result<Request> {
+    if call.body.is_empty() {
         return serde_json::from_value(verb.into());
     }
     let mut fields = Map::new();
-    fields.insert(verb.to_owned(), serde_json::from_slice(body)?);
+    fields.insert(verb.to_owned(), call.parse()?);
     serde_json::from_value(fields.into())
 }
 
@@ -74,6 +74,10 @@ pub(super) fn answer(instance: &Instance, call: &Call) -> Reply {
             .map(|info| Answer::Guest(Box::new(info)))
             .map_err(Into::into),
         (request, Some(vm)) => control::perform(&vm, request),
+        (Request::Kill, None) => {
+            instance.wake();
+            Ok(Answer::Done)
+        }
         (_, None) => return Reply::fault("the guest has not been started"),
     };
     match done {

@@ -24,6 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Builder;
 use tokio::sync::Semaphore;
@@ -53,6 +54,22 @@ pub struct Call {
     pub path: String,
     /// How: JSON, or nothing.
     pub body: Bytes,
+}
+
+impl Call {
+    /// What its body says, which is an object.
+    ///
+    /// # Errors
+    /// It is no JSON, or not of this kind.
+    pub fn parse<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
+        // Of an array, serde would take its elements for an object's fields.
+        match self.body.iter().find(|byte| !byte.is_ascii_whitespace()) {
+            Some(b'[') => Err(serde::de::Error::custom(
+                "an object is wanted, and it is an array",
+            )),
+            _ => serde_json::from_slice(&self.body),
+        }
+    }
 }
 
 /// Who answers.
@@ -222,7 +239,10 @@ async fn handle(
         Ok(body) => {
             let path = head.uri.path().to_owned();
             let method = head.method;
-            answer(service, Call { method, path, body }).await
+            let asked = format!("{method} {path}");
+            let reply = answer(service, Call { method, path, body }).await;
+            debug!("{asked}: {}", reply.status);
+            reply
         }
         Err(reply) => reply,
     };

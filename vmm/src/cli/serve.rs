@@ -13,6 +13,7 @@ use tracing::warn;
 use vmm::api::{Api, Instance, Logger, MAX_BODY, level_of};
 use vmm::config::VmConfig;
 use vmm::console::{self, End};
+use vmm::lifecycle::Stop;
 
 use super::guest::Hosted;
 use super::{Failure, finish, log};
@@ -99,19 +100,16 @@ impl Serve {
         }
         let api =
             Api::serve(instance.clone(), listeners, self.http_api_max_payload_size).map_err(unserved)?;
-        let end = match console::wait_for(instance.started())? {
-            Some(signal) => {
+        let end = match (console::wait_for(instance.started())?, instance.vm()) {
+            (None, Some(vm)) => hosted.see_through(&vm, Some(api))?,
+            (signal, _) => {
                 api.finish();
                 // One that was being built meanwhile.
                 if let Some(vm) = instance.vm() {
                     vm.close_files();
                 }
-                End::Signal(signal)
+                signal.map_or(End::Stopped(Stop::Ended), End::Signal)
             }
-            None => match instance.vm() {
-                Some(vm) => hosted.see_through(&vm, Some(api))?,
-                None => return Err(Failure::Other("the guest is lost".to_owned())),
-            },
         };
         drop((hosted, socket));
         finish(&end)

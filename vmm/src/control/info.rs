@@ -39,7 +39,7 @@ impl GuestInfo {
     /// The process's directory is gone.
     pub fn of(vm: &RunningVm) -> Result<Self, Error> {
         Self::new(
-            vm.config().clone(),
+            (*vm.config()).clone(),
             vm.lifecycle().phase(),
             vm.host_kind(),
             vm.age(),

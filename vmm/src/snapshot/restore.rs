@@ -250,7 +250,7 @@ pub fn rewind(vm: &RunningVm, directory: &Path, disks: bool) -> Result<Rewound, 
 fn check<'a>(vm: &RunningVm, snapshot: &'a Snapshot, disks: bool) -> Result<Vec<Return<'a>>, SnapshotError> {
     vm.check(&snapshot.manifest.vm)?;
     let mut changed = Vec::new();
-    for disk in &absolute(vm.config())?.disks {
+    for disk in &absolute(&vm.config())?.disks {
         let Some(file) = disk.written() else { continue };
         let record = snapshot.records_of(file).next();
         let record = record.ok_or_else(|| SnapshotError::OtherDisk(file.to_owned()))?;

@@ -65,7 +65,7 @@ struct Frost {
 pub fn take(vm: &RunningVm, options: &SnapshotOptions) -> Result<Taken, SnapshotError> {
     let begun = Instant::now();
     let partial = Partial::begin(&options.directory)?;
-    let config = absolute(vm.config())?;
+    let config = absolute(&vm.config())?;
     let file = memory_file::create(&partial.file(MEMORY), config.memory().0).map_err(failed("memory"))?;
     let mut history = vm.history();
     if !options.diff {

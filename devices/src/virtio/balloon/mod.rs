@@ -10,8 +10,8 @@ mod stats;
 mod tests;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -19,10 +19,11 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
 use super::{
-    Activation, Chain, DeviceState, Difference, Queue, QueueError, QueueState, Trouble, VirtioDevice, Worker,
-    forget, read_config_bytes, watch,
+    Activation, Chain, DeviceState, Difference, Interrupt, Queue, QueueError, QueueState, Trouble,
+    VirtioDevice, Worker, forget, read_config_bytes, watch,
 };
 use pages::PageList;
+pub use stats::Statistics;
 use stats::StatsPoll;
 
 /// A page of the balloon in bytes, whatever the guest's own page size (§5.5.6).
@@ -63,6 +64,14 @@ pub struct BalloonOptions {
 /// The balloon device.
 pub struct Balloon {
     options: BalloonOptions,
+    /// Pages that the driver is asked for.
+    pages: AtomicU32,
+    /// How often it is asked what the guest does with its memory, once it is started.
+    interval: Mutex<Option<Duration>>,
+    /// What it said last.
+    statistics: Arc<Mutex<Option<Statistics>>>,
+    /// How to tell it that another number of pages is wanted, while there is one.
+    interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
     /// Pages that the driver says it has handed over.
     actual: Arc<AtomicU32>,
     /// The driver has been asked for another number of pages, before it had this balloon: it is to be told.
@@ -83,9 +92,40 @@ impl Balloon {
     pub fn new(options: BalloonOptions) -> Self {
         Self {
             options,
+            pages: AtomicU32::new(options.pages),
+            interval: Mutex::new(options.stats),
+            statistics: Arc::default(),
+            interrupt: Mutex::default(),
             actual: Arc::default(),
             asks_anew: AtomicBool::new(false),
         }
+    }
+
+    /// Asks the guest for this many pages, of [`PAGE_SIZE`] bytes.
+    pub fn resize(&self, pages: u32) {
+        self.pages.store(pages, Ordering::Relaxed);
+        if let Some(interrupt) = &*lock(&self.interrupt) {
+            interrupt.config_changed();
+        }
+    }
+
+    /// Pages that the guest is asked for, and that it says it has handed over.
+    pub fn pages(&self) -> (u32, u32) {
+        (
+            self.pages.load(Ordering::Relaxed),
+            self.actual.load(Ordering::Relaxed),
+        )
+    }
+
+    /// What the guest said last of its memory, if it has.
+    pub fn statistics(&self) -> Option<Statistics> {
+        *lock(&self.statistics)
+    }
+
+    /// The guest is asked for statistics at this interval from its device's next start on, if it is asked at all.
+    pub fn ask_every(&self, interval: Duration) {
+        let mut asked = lock(&self.interval);
+        *asked = asked.map(|_| interval);
     }
 
     /// The reporting queue. §5.5.2 gives it number 4; Linux before 6.11 leaves no gap for the queues that were not agreed on.
@@ -124,7 +164,7 @@ impl VirtioDevice for Balloon {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut config = [0; CONFIG_SIZE];
-        config[..CONFIG_ACTUAL].copy_from_slice(&self.options.pages.to_le_bytes());
+        config[..CONFIG_ACTUAL].copy_from_slice(&self.pages.load(Ordering::Relaxed).to_le_bytes());
         let actual = self.actual.load(Ordering::Relaxed).to_le_bytes();
         config[CONFIG_ACTUAL..][..actual.len()].copy_from_slice(&actual);
         read_config_bytes(&config, offset, data);
@@ -145,11 +185,13 @@ impl VirtioDevice for Balloon {
     fn reset(&self) {
         self.actual.store(0, Ordering::Relaxed);
         self.asks_anew.store(false, Ordering::Relaxed);
+        *lock(&self.interrupt) = None;
+        *lock(&self.statistics) = None;
     }
 
     fn save(&self) -> DeviceState {
         DeviceState::Balloon(BalloonState {
-            pages: self.options.pages,
+            pages: self.pages.load(Ordering::Relaxed),
             actual: self.actual.load(Ordering::Relaxed),
         })
     }
@@ -159,7 +201,7 @@ impl VirtioDevice for Balloon {
             return Err(Difference::Kind);
         };
         self.actual.store(state.actual, Ordering::Relaxed);
-        let is_asked_anew = state.pages != self.options.pages;
+        let is_asked_anew = state.pages != self.pages.load(Ordering::Relaxed);
         self.asks_anew.store(is_asked_anew, Ordering::Relaxed);
         Ok(())
     }
@@ -168,11 +210,17 @@ impl VirtioDevice for Balloon {
         if self.asks_anew.swap(false, Ordering::Relaxed) {
             activation.interrupt.config_changed();
         }
+        *lock(&self.interrupt) = Some(activation.interrupt.clone());
         let (inflate, deflate) = (activation.take(INFLATE)?, activation.take(DEFLATE)?);
-        let stats = match self.options.stats.filter(|_| activation.has(F_STATS_VQ)) {
+        let stats = match lock(&self.interval).filter(|_| activation.has(F_STATS_VQ)) {
             Some(interval) => {
                 let queue = activation.take(STATS)?;
-                Some(StatsPoll::new(queue, interval, self.actual.clone())?)
+                Some(StatsPoll::new(
+                    queue,
+                    interval,
+                    self.actual.clone(),
+                    self.statistics.clone(),
+                )?)
             }
             None => None,
         };
@@ -185,6 +233,10 @@ impl VirtioDevice for Balloon {
             pages: PageList::new(),
         })])
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the worker waits for.

@@ -1,17 +1,17 @@
-//! What the guest says of its memory (§5.5.6.3), asked for at an interval and put into the log.
+//! What the guest says of its memory (§5.5.6.3), asked for at an interval, put into the log and kept.
 //!
 //! The device holds the driver's one buffer, and asks by giving it back; the driver answers with a new one.
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tracing::info;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::PAGE_SIZE;
+use super::{PAGE_SIZE, lock};
 use crate::virtio::{Chain, Queue, QueueError};
 
 /// Bytes of one statistic: a tag of 16 bits, a value of 64, packed and little-endian (§5.5.6.3).
@@ -46,10 +46,16 @@ pub struct StatsPoll {
     held: Option<u16>,
     asked: bool,
     actual: Arc<AtomicU32>,
+    latest: Arc<Mutex<Option<Statistics>>>,
 }
 
 impl StatsPoll {
-    pub fn new(queue: Queue, interval: Duration, actual: Arc<AtomicU32>) -> io::Result<Self> {
+    pub fn new(
+        queue: Queue,
+        interval: Duration,
+        actual: Arc<AtomicU32>,
+        latest: Arc<Mutex<Option<Statistics>>>,
+    ) -> io::Result<Self> {
         let mut timer = TimerFd::new()?;
         timer.reset(interval, Some(interval))?;
         Ok(Self {
@@ -58,6 +64,7 @@ impl StatsPoll {
             held: None,
             asked: false,
             actual,
+            latest,
         })
     }
 
@@ -86,11 +93,12 @@ impl StatsPoll {
             }
             if std::mem::take(&mut self.asked) {
                 let given = u64::from(self.actual.load(Ordering::Relaxed)) * PAGE_SIZE;
+                let said = Statistics::read(chain);
                 info!(
-                    "balloon: {} MiB handed over; the guest's memory: {}",
-                    given >> 20,
-                    Stats(chain)
+                    "balloon: {} MiB handed over; the guest's memory: {said}",
+                    given >> 20
                 );
+                *lock(&self.latest) = Some(said);
             }
             // A driver has one buffer. If it sends more, the last is held.
             self.return_held()?;
@@ -119,21 +127,33 @@ impl StatsPoll {
     }
 }
 
-/// A driver's buffer, for the log.
-struct Stats<'a>(&'a Chain);
+/// What a driver said, by tag (§5.5.6.4): swapped in, swapped out (bytes), major and minor faults (numbers), free, total, available
+/// and used for caches (bytes), huge pages allocated and refused (numbers).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics(pub [Option<u64>; KNOWN.len()]);
 
-impl fmt::Display for Stats<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = (self.0.readable_len() / STAT_SIZE).min(MAX_STATS);
-        let mut separator = "";
+impl Statistics {
+    fn read(chain: &Chain) -> Self {
+        let mut said = Self::default();
+        let count = (chain.readable_len() / STAT_SIZE).min(MAX_STATS);
         for n in 0..count {
             let mut stat = [0; STAT_SIZE as usize];
-            self.0.read(n * STAT_SIZE, &mut stat);
+            chain.read(n * STAT_SIZE, &mut stat);
             let [tag_low, tag_high, value @ ..] = stat;
-            let (tag, value) = (u16::from_le_bytes([tag_low, tag_high]), u64::from_le_bytes(value));
-            let Some((name, unit)) = KNOWN.get(usize::from(tag)) else {
-                continue;
-            };
+            let tag = u16::from_le_bytes([tag_low, tag_high]);
+            if let Some(place) = said.0.get_mut(usize::from(tag)) {
+                *place = Some(u64::from_le_bytes(value));
+            }
+        }
+        said
+    }
+}
+
+impl fmt::Display for Statistics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for ((name, unit), value) in KNOWN.iter().zip(self.0) {
+            let Some(value) = value else { continue };
             match unit {
                 Unit::Bytes => write!(f, "{separator}{name} {} MiB", value >> 20)?,
                 Unit::Count => write!(f, "{separator}{name} {value}")?,

@@ -330,3 +330,21 @@ proptest! {
         prop_assert_eq!(guest.gone(), expected);
     }
 }
+
+#[test]
+fn another_size_is_told_the_driver_that_is_there() {
+    let guest = Guest::new();
+    guest.device.resize(7);
+    let mut pages = [0; 4];
+    guest.device.read_config(0, &mut pages);
+    assert_eq!(u32::from_le_bytes(pages), 7);
+    assert_eq!(guest.device.pages(), (7, 0));
+    assert_eq!(guest.started.recorder.config_interrupts(), 1);
+    guest.device.reset();
+    guest.device.resize(8);
+    assert_eq!(
+        guest.started.recorder.config_interrupts(),
+        1,
+        "nobody is there to be told"
+    );
+}

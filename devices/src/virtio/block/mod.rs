@@ -10,7 +10,8 @@ mod tests;
 mod worker;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::info;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
@@ -47,10 +48,12 @@ pub struct BlockOptions {
 pub struct Block {
     name: String,
     id: [u8; ID_BYTES],
-    image: Arc<Image>,
+    image: Mutex<Arc<Image>>,
     engine: Option<EngineKind>,
-    limit: Arc<RateLimit>,
+    limit: Mutex<Arc<RateLimit>>,
     queue_sizes: Vec<u16>,
+    /// The driver knows another image, before it had this one: it is to be told.
+    image_has_changed: AtomicBool,
 }
 
 impl Block {
@@ -67,16 +70,39 @@ impl Block {
         Self {
             name,
             id,
-            image: Arc::new(image),
+            image: Mutex::new(Arc::new(image)),
             engine: options.engine,
-            limit: Arc::new(options.limit),
+            limit: Mutex::new(Arc::new(options.limit)),
             queue_sizes: vec![QUEUE_SIZE; usize::from(options.queues.clamp(1, MAX_QUEUES))],
+            image_has_changed: AtomicBool::new(false),
         }
     }
 
     /// What it shows.
-    pub fn image(&self) -> &Arc<Image> {
-        &self.image
+    pub fn image(&self) -> Arc<Image> {
+        lock(&self.image).clone()
+    }
+
+    /// Shows another image from the device's next start on. To be called while the device rests.
+    ///
+    /// # Errors
+    /// The driver would notice, and cannot be told: all but the size must be as it was.
+    pub fn show(&self, image: Image) -> Result<(), Difference> {
+        let mut shown = lock(&self.image);
+        let before = BlockState::of(&shown);
+        let here = BlockState::of(&image);
+        before.check(&BlockState {
+            size: before.size,
+            ..here
+        })?;
+        *shown = Arc::new(image);
+        self.image_has_changed.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Limits what passes like this from the device's next start on.
+    pub fn set_limit(&self, limit: RateLimit) {
+        *lock(&self.limit) = Arc::new(limit);
     }
 
     fn queues(&self) -> u16 {
@@ -85,7 +111,8 @@ impl Block {
 
     /// The engine that was asked for, or the best that there is.
     fn engine(&self, in_flight: u16) -> io::Result<Engine> {
-        let new = |kind| Engine::new(kind, &self.image, in_flight);
+        let image = self.image();
+        let new = |kind| Engine::new(kind, &image, in_flight);
         match self.engine {
             Some(kind) => new(kind),
             None => new(EngineKind::Uring).or_else(|error| {
@@ -98,8 +125,8 @@ impl Block {
     fn worker(&self, queue: Queue, write_through: bool) -> io::Result<Box<dyn Worker>> {
         let setup = Setup {
             engine: self.engine(queue.size())?,
-            image: self.image.clone(),
-            limit: self.limit.clone(),
+            image: self.image(),
+            limit: lock(&self.limit).clone(),
             id: self.id,
             write_through,
         };
@@ -117,7 +144,7 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        config::features(&self.image, self.queues())
+        config::features(&self.image(), self.queues())
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -125,25 +152,28 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&config::space(&self.image, self.queues()), offset, data);
+        read_config_bytes(&config::space(&self.image(), self.queues()), offset, data);
     }
 
     fn save(&self) -> DeviceState {
-        DeviceState::Block(BlockState::of(&self.image))
+        DeviceState::Block(BlockState::of(&self.image()))
     }
 
     fn restore(&self, state: &DeviceState) -> Result<(), Difference> {
         match state {
-            DeviceState::Block(state) => state.check(&BlockState::of(&self.image)),
+            DeviceState::Block(state) => state.check(&BlockState::of(&self.image())),
             _ => Err(Difference::Kind),
         }
     }
 
     fn start(&self, mut activation: Activation) -> io::Result<Vec<Box<dyn Worker>>> {
+        if self.image_has_changed.swap(false, Ordering::Relaxed) {
+            activation.interrupt.config_changed();
+        }
         // §5.2.6.2: a driver that does not know FLUSH takes what is done for durable.
         let write_through = !activation.has(VIRTIO_BLK_F_FLUSH);
         // What was under way when a driver gave the device up has not been counted.
-        self.image.durability().written();
+        self.image().durability().written();
         let first = activation.take(0)?;
         let others = activation.queues.into_iter().flatten();
         std::iter::once(first)
@@ -151,4 +181,8 @@ impl VirtioDevice for Block {
             .map(|queue| self.worker(queue, write_through))
             .collect()
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

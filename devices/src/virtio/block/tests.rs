@@ -199,7 +199,7 @@ fn what_is_written_is_on_the_disk() {
 fn a_flush_covers_what_was_done_before_it() {
     for engine in ENGINES {
         let mut rig = Rig::new(engine);
-        let is_durable = |rig: &Rig| rig.block.image.durability().flush().is_none();
+        let is_durable = |rig: &Rig| rig.block.image().durability().flush().is_none();
         for kind in [OUT, DISCARD, WRITE_ZEROES] {
             assert!(!is_durable(&rig), "nobody has flushed");
             assert_eq!(rig.request(FLUSH, 0, &[]), (OK, 1));
@@ -310,7 +310,7 @@ fn zeros_are_written_where_they_cannot_be_allocated() {
     let tag = slots.add(&chain, Doing::Zero, extent).unwrap();
     let mut pieces = Vec::new();
     loop {
-        let Operation::Write { buffers, offset, .. } = slots.operation(tag, rig.block.image()) else {
+        let Operation::Write { buffers, offset, .. } = slots.operation(tag, &rig.block.image()) else {
             panic!("zeros are written");
         };
         let len: usize = buffers.iter().map(|buffer| buffer.iov_len).sum();
@@ -597,4 +597,31 @@ fn an_image_is_one_writers_or_many_readers() {
     assert!(open(false).is_err());
     drop(readers);
     open(false).unwrap();
+}
+
+#[test]
+fn another_image_is_shown_if_all_but_its_size_is_the_same() {
+    let rig = Rig::new(EngineKind::Sync);
+    let other = rig.path.with_file_name("other.img");
+    File::create(&other).unwrap().set_len(4 << 20).unwrap();
+    let readonly = ImageOptions {
+        readonly: true,
+        ..Default::default()
+    };
+    let refused = rig.block.show(Image::open(&other, readonly).unwrap());
+    assert_eq!(refused, Err(Difference::ReadOnly));
+    rig.block
+        .show(Image::open(&other, ImageOptions::default()).unwrap())
+        .unwrap();
+    let mut sectors = [0; 8];
+    rig.block.read_config(0, &mut sectors);
+    assert_eq!(u64::from_le_bytes(sectors), (4 << 20) / 512);
+    let next = Started::new(&rig.block, &rig.memory, 0, 64, features());
+    assert_eq!(
+        next.recorder.config_interrupts(),
+        1,
+        "the driver is told of the size"
+    );
+    let later = Started::new(&rig.block, &rig.memory, 0, 64, features());
+    assert_eq!(later.recorder.config_interrupts(), 0, "once");
 }

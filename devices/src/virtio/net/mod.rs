@@ -24,8 +24,8 @@ mod tests;
 mod tx;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libc::iovec;
 use serde::{Deserialize, Serialize};
@@ -79,7 +79,7 @@ pub struct Net {
     mac: [u8; 6],
     mtu: Option<u16>,
     backend: Backend,
-    limits: [Arc<RateLimit>; 2],
+    limits: Mutex<[Arc<RateLimit>; 2]>,
     queue_sizes: Vec<u16>,
     link: Arc<Link>,
     /// Pairs that the driver uses.
@@ -137,12 +137,21 @@ impl Net {
             mac: options.mac,
             mtu: options.mtu,
             backend,
-            limits: [options.rx_limit.into(), options.tx_limit.into()],
+            limits: Mutex::new([options.rx_limit.into(), options.tx_limit.into()]),
             queue_sizes: vec![QUEUE_SIZE; queues],
             link: Arc::new(Link::new()),
             pairs_in_use: Arc::new(AtomicU16::new(1)),
             link_has_changed: AtomicBool::new(false),
         }
+    }
+
+    /// Limits what the guest receives and sends like this from the device's next start on.
+    pub fn set_limits(&self, rx: RateLimit, tx: RateLimit) {
+        *self.limits() = [rx.into(), tx.into()];
+    }
+
+    fn limits(&self) -> MutexGuard<'_, [Arc<RateLimit>; 2]> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn has_several_pairs(&self) -> bool {
@@ -181,7 +190,7 @@ impl Net {
         let setup = pair::Setup {
             mergeable: features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0,
             largest: HEADER + largest,
-            limits: self.limits.clone(),
+            limits: self.limits().clone(),
             link: self.link.clone(),
             switch,
         };

@@ -66,6 +66,20 @@ impl Composition {
         }
     }
 
+    /// With what has been changed of the guest since it was built.
+    pub fn changed_as(mut self, config: &VmConfig) -> Self {
+        let now = Self::of(config);
+        for (drive, now) in self.drives.iter_mut().zip(now.drives) {
+            (drive.path_on_host, drive.rate_limiter) = (now.path_on_host, now.rate_limiter);
+        }
+        for (interface, now) in self.network_interfaces.iter_mut().zip(now.network_interfaces) {
+            interface.rx_rate_limiter = now.rx_rate_limiter;
+            interface.tx_rate_limiter = now.tx_rate_limiter;
+        }
+        self.balloon = now.balloon;
+        self
+    }
+
     /// Whether nothing of the machine has been said.
     pub fn is_untouched(&self) -> bool {
         let machine = Self {

@@ -2,6 +2,7 @@
 //!
 //! What posada cannot do is refused in one sentence. docs/api.md lists it.
 
+mod changes;
 mod composition;
 mod devices;
 mod logger;
@@ -10,6 +11,8 @@ mod rate;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+
+use std::sync::Arc;
 
 use hyper::Method;
 use serde::Deserialize;
@@ -23,6 +26,8 @@ use super::reply::Reply;
 use super::{Call, Instance};
 use crate::control::{self, Request};
 use crate::lifecycle::Phase;
+use crate::vm::RunningVm;
+use changes::{BalloonStatistics, BalloonUpdate, DriveUpdate, InterfaceUpdate, StatisticsUpdate};
 use machine::{CpuConfig, MachineUpdate};
 
 /// The version of the API that this is.
@@ -92,10 +97,12 @@ fn get(instance: &Instance, path: &[&str], call: &Call) -> Outcome {
             Some(balloon) => Ok(Reply::json(&balloon)),
             None => Err(Reply::fault("Balloon config error: No balloon device found.")),
         },
-        ["balloon", "statistics"] => Err(when_running(
-            instance,
-            "has a balloon's statistics in its log, not here",
-        )),
+        ["balloon", "statistics"] => {
+            let statistics = BalloonStatistics::of(&*started(instance)?);
+            Ok(Reply::json(
+                &statistics.map_err(|error| Reply::fault(error.to_string()))?,
+            ))
+        }
         ["balloon", "hinting", "status"] => Err(when_running(instance, "has no free page hinting")),
         ["hotplug", "memory"] => Err(when_running(instance, "does not plug in memory")),
         ["mmds"] => Err(not_here("has no metadata service")),
@@ -167,29 +174,46 @@ fn patch(instance: &Instance, path: &[&str], call: &Call) -> Outcome {
                 VmState::Paused => Request::Pause,
                 VmState::Resumed => Request::Resume,
             };
-            let vm = instance.vm().ok_or_else(|| Reply::fault(BEFORE_START))?;
-            let done = control::perform(&vm, request);
+            let done = control::perform(&*started(instance)?, request);
             done.map_err(|error| Reply::fault(error.to_string()))?;
             Ok(Reply::done())
         }
-        ["drives", _] => Err(when_running(
-            instance,
-            "does not change the drives of a running guest",
-        )),
-        ["network-interfaces", _] => Err(when_running(
-            instance,
-            "does not change the interfaces of a running guest",
-        )),
-        ["balloon"] | ["balloon", "statistics"] => Err(when_running(
-            instance,
-            "does not change the balloon of a running guest",
-        )),
+        ["drives", id] => {
+            let update: DriveUpdate = parse(call)?;
+            check_id(id, &update.drive_id)?;
+            change(instance, "Drive config", |vm| update.apply(vm))
+        }
+        ["network-interfaces", id] => {
+            let update: InterfaceUpdate = parse(call)?;
+            check_id(id, &update.iface_id)?;
+            change(instance, "Network config", |vm| update.apply(vm))
+        }
+        ["balloon"] => {
+            let update: BalloonUpdate = parse(call)?;
+            change(instance, "Balloon update", |vm| update.apply(vm))
+        }
+        ["balloon", "statistics"] => {
+            let update: StatisticsUpdate = parse(call)?;
+            change(instance, "Balloon update", |vm| update.apply(vm))
+        }
         ["balloon", "hinting", "start" | "stop"] => Err(when_running(instance, "has no free page hinting")),
         ["pmem", _] => Err(when_running(instance, "has no persistent memory")),
         ["hotplug", "memory"] => Err(when_running(instance, "does not plug in memory")),
         ["mmds"] => Err(not_here("has no metadata service")),
         _ => Err(unknown(call)),
     }
+}
+
+/// The guest, which has been started.
+fn started(instance: &Instance) -> Result<Arc<RunningVm>, Reply> {
+    instance.vm().ok_or_else(|| Reply::fault(BEFORE_START))
+}
+
+/// Changes a guest that has been started; `what` begins the sentence that tells why it cannot be.
+fn change(instance: &Instance, what: &str, apply: impl FnOnce(&RunningVm) -> Result<(), String>) -> Outcome {
+    let done = apply(&*started(instance)?);
+    done.map_err(|why| Reply::fault(format!("{what} error: {why}")))?;
+    Ok(Reply::done())
 }
 
 fn act(instance: &Instance, action: &Action) -> Outcome {
@@ -201,7 +225,7 @@ fn act(instance: &Instance, action: &Action) -> Outcome {
 }
 
 fn create_snapshot(instance: &Instance, create: &snapshot::Create) -> Outcome {
-    let vm = instance.vm().ok_or_else(|| Reply::fault(BEFORE_START))?;
+    let vm = started(instance)?;
     let failed = |why: &str| Reply::fault(format!("Create snapshot error: {why}"));
     if vm.lifecycle().phase() != Phase::Paused {
         return Err(failed("the guest runs: pause it first"));
@@ -241,7 +265,7 @@ fn compose<T: DeserializeOwned>(
 }
 
 fn parse<T: DeserializeOwned>(call: &Call) -> Result<T, Reply> {
-    serde_json::from_slice(&call.body).map_err(|error| {
+    call.parse().map_err(|error| {
         Reply::fault(format!(
             "An error occurred when deserializing the json body of a request: {error}."
         ))

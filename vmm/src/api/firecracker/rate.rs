@@ -70,7 +70,10 @@ impl RateLimiter {
 
 impl TokenBucket {
     /// So many in a second, and at once. A bucket without room, or one that is always full, limits nothing, as in Firecracker.
-    fn rate(this: Option<Self>) -> Result<Option<(u64, u64)>, String> {
+    ///
+    /// # Errors
+    /// posada has no such limit.
+    pub fn rate(this: Option<Self>) -> Result<Option<(u64, u64)>, String> {
         let Some(bucket) = this.filter(|bucket| bucket.size != 0 && bucket.refill_time != 0) else {
             return Ok(None);
         };

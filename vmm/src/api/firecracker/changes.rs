@@ -1,0 +1,224 @@
+//! What is changed of a guest that has been started: `PATCH` of drives, networks and the balloon; and the balloon's statistics.
+
+use std::path::PathBuf;
+
+use devices::virtio::balloon::{PAGE_SIZE, Statistics};
+use serde::{Deserialize, Serialize};
+
+use super::devices::{drives_of, interfaces_of};
+use super::rate::{RateLimiter, TokenBucket};
+use crate::config::{ByteRate, ByteSize};
+use crate::vm::{ChangeError, RunningVm};
+
+/// What is to be another of a drive.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DriveUpdate {
+    /// Its name.
+    pub drive_id: String,
+    path_on_host: Option<PathBuf>,
+    rate_limiter: Option<RateLimiter>,
+}
+
+/// What is to be another of a network.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InterfaceUpdate {
+    /// Its name.
+    pub iface_id: String,
+    rx_rate_limiter: Option<RateLimiter>,
+    tx_rate_limiter: Option<RateLimiter>,
+}
+
+/// The balloon's size.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonUpdate {
+    amount_mib: u32,
+}
+
+/// How often the guest is asked.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatisticsUpdate {
+    stats_polling_interval_s: u16,
+}
+
+/// What the guest says of its memory: bytes and numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct BalloonStatistics {
+    target_pages: u64,
+    actual_pages: u64,
+    target_mib: u64,
+    actual_mib: u64,
+    #[serde(flatten)]
+    said: Said,
+}
+
+/// What Firecracker calls it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+struct Said {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    swap_in: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    swap_out: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    major_faults: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    minor_faults: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    free_memory: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_memory: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    available_memory: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disk_caches: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hugetlb_allocations: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hugetlb_failures: Option<u64>,
+}
+
+impl DriveUpdate {
+    /// Changes the drive.
+    ///
+    /// # Errors
+    /// It is not there, or cannot be so.
+    pub fn apply(&self, vm: &RunningVm) -> Result<(), String> {
+        let config = vm.config();
+        let index = drives_of(&config)
+            .iter()
+            .position(|drive| drive.drive_id == self.drive_id);
+        let index = index.ok_or_else(|| format!("there is no drive '{}'", self.drive_id))?;
+        let mut disk = config.disks[index].clone();
+        if let Some(path) = &self.path_on_host {
+            disk.path.clone_from(path);
+        }
+        let limiter = self.rate_limiter.unwrap_or_default();
+        limit(limiter.bandwidth, &mut disk.bandwidth, &mut disk.bandwidth_burst)?;
+        limit_operations(limiter.ops, &mut disk.iops, &mut disk.iops_burst)?;
+        vm.change_disk(index, disk).map_err(|error| error.to_string())
+    }
+}
+
+impl InterfaceUpdate {
+    /// Changes the network.
+    ///
+    /// # Errors
+    /// It is not there, or cannot be so.
+    pub fn apply(&self, vm: &RunningVm) -> Result<(), String> {
+        let config = vm.config();
+        let mut interfaces = interfaces_of(&config).into_iter();
+        let index = interfaces.position(|interface| interface.iface_id == self.iface_id);
+        let index = index.ok_or_else(|| format!("there is no network interface '{}'", self.iface_id))?;
+        let limited = |limiter: Option<RateLimiter>| {
+            let mut net = config.nets[index].clone();
+            let limiter = limiter.unwrap_or_default();
+            limit(limiter.bandwidth, &mut net.bandwidth, &mut net.bandwidth_burst)?;
+            limit_operations(limiter.ops, &mut net.pps, &mut net.pps_burst)?;
+            Ok::<_, String>(net)
+        };
+        let net = limited(self.rx_rate_limiter)?;
+        if net != limited(self.tx_rate_limiter)? {
+            return Err(
+                "posada limits both ways alike: give rx_rate_limiter and tx_rate_limiter the same values"
+                    .to_owned(),
+            );
+        }
+        vm.change_net(index, net).map_err(|error| error.to_string())
+    }
+}
+
+/// A bucket that is not given changes nothing.
+fn limit(
+    bucket: Option<TokenBucket>,
+    rate: &mut Option<ByteRate>,
+    burst: &mut Option<ByteSize>,
+) -> Result<(), String> {
+    if bucket.is_some() {
+        let (per_second, at_once) = TokenBucket::rate(bucket)?.unzip();
+        (*rate, *burst) = (per_second.map(ByteRate), at_once.map(ByteSize));
+    }
+    Ok(())
+}
+
+fn limit_operations(
+    bucket: Option<TokenBucket>,
+    rate: &mut Option<u64>,
+    burst: &mut Option<u64>,
+) -> Result<(), String> {
+    if bucket.is_some() {
+        (*rate, *burst) = TokenBucket::rate(bucket)?.unzip();
+    }
+    Ok(())
+}
+
+impl BalloonUpdate {
+    /// Asks the guest for it.
+    ///
+    /// # Errors
+    /// It has no balloon, or not that much memory.
+    pub fn apply(&self, vm: &RunningVm) -> Result<(), String> {
+        let size = ByteSize(u64::from(self.amount_mib) << 20);
+        vm.resize_balloon(size).map_err(|error| error.to_string())
+    }
+}
+
+impl StatisticsUpdate {
+    /// Asks the guest so often.
+    ///
+    /// # Errors
+    /// It is not asked at all, and is not to be.
+    pub fn apply(&self, vm: &RunningVm) -> Result<(), String> {
+        let seconds = self.stats_polling_interval_s.into();
+        vm.ask_balloon_every(seconds).map_err(|error| error.to_string())
+    }
+}
+
+impl BalloonStatistics {
+    /// Of this guest.
+    ///
+    /// # Errors
+    /// It is not asked.
+    pub fn of(vm: &RunningVm) -> Result<Self, ChangeError> {
+        let (target, actual, said) = vm.balloon_statistics()?;
+        let mib = |pages: u32| (u64::from(pages) * PAGE_SIZE) >> 20;
+        Ok(Self {
+            target_pages: target.into(),
+            actual_pages: actual.into(),
+            target_mib: mib(target),
+            actual_mib: mib(actual),
+            said: Said::of(said),
+        })
+    }
+}
+
+impl Said {
+    fn of(Statistics(said): Statistics) -> Self {
+        let [
+            swap_in,
+            swap_out,
+            major_faults,
+            minor_faults,
+            free_memory,
+            total_memory,
+            available_memory,
+            disk_caches,
+            hugetlb_allocations,
+            hugetlb_failures,
+        ] = said;
+        Self {
+            swap_in,
+            swap_out,
+            major_faults,
+            minor_faults,
+            free_memory,
+            total_memory,
+            available_memory,
+            disk_caches,
+            hugetlb_allocations,
+            hugetlb_failures,
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! What of a machine can be changed while it runs: a disk's image, limits on what passes, the balloon.
+//!
+//! The machine's configuration changes with it, so that its snapshots have what is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use devices::disk::{DiskError, Image};
+use devices::virtio::balloon::{Balloon, Statistics};
+use devices::virtio::{Difference, StateError};
+use thiserror::Error;
+
+use super::RunningVm;
+use crate::config::{ByteSize, ConfigError, DiskConfig, NetConfig, VmConfig};
+use crate::vcpu::RequestError;
+
+/// Why something cannot be changed.
+#[derive(Debug, Error)]
+pub enum ChangeError {
+    /// It is not there.
+    #[error("the guest has no {0}")]
+    None(&'static str),
+    /// There cannot be such a machine.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An image cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// Another image cannot take an overlay's place.
+    #[error("what the guest has written to the disk '{0}' is in an overlay, which fits no other image")]
+    Overlay(String),
+    /// The guest would notice, and cannot be told.
+    #[error("the guest's driver does not take this for the same disk: {0}")]
+    Difference(Difference),
+    /// The guest does not come to rest, or has ended.
+    #[error(transparent)]
+    Guest(#[from] RequestError),
+    /// A device does not go on.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The guest was not to be asked, when it was started.
+    #[error("the guest is not asked for statistics: give the balloon an interval before the guest starts")]
+    NoStatistics,
+}
+
+impl RunningVm {
+    /// Has disk number `index` be what `disk` says: another image, other limits.
+    ///
+    /// # Errors
+    /// It cannot be. The guest goes on with what it had.
+    pub fn change_disk(&self, index: usize, disk: DiskConfig) -> Result<(), ChangeError> {
+        let block = self.parts.changeable.disks.get(index);
+        let block = block.ok_or(ChangeError::None("such disk"))?;
+        let mut config = self.changed();
+        let old = std::mem::replace(&mut config.disks[index], disk);
+        config.check()?;
+        let disk = &config.disks[index];
+        let image = match disk.path == old.path {
+            true => None,
+            false if old.overlay.is_some() => {
+                return Err(ChangeError::Overlay(block.image().to_string()));
+            }
+            false => Some(Image::open(&disk.path, disk.image_options())?),
+        };
+        self.at_rest(index, || {
+            image
+                .map_or(Ok(()), |image| block.show(image))
+                .map_err(ChangeError::Difference)?;
+            block.set_limit(disk.limit());
+            Ok(())
+        })?;
+        *self.lock_config() = Arc::new(config);
+        Ok(())
+    }
+
+    /// Has network number `index` have the limits that `net` says.
+    ///
+    /// # Errors
+    /// It cannot. The guest goes on with what it had.
+    pub fn change_net(&self, index: usize, net: NetConfig) -> Result<(), ChangeError> {
+        let device = self.parts.changeable.nets.get(index);
+        let device = device.ok_or(ChangeError::None("such network"))?;
+        let mut config = self.changed();
+        config.nets[index] = net;
+        config.check()?;
+        let net = &config.nets[index];
+        self.at_rest(self.parts.changeable.disks.len() + index, || {
+            device.set_limits(net.limit(), net.limit());
+            Ok(())
+        })?;
+        *self.lock_config() = Arc::new(config);
+        Ok(())
+    }
+
+    /// Asks the guest to hand over this much memory.
+    ///
+    /// # Errors
+    /// It has no balloon, or not that much memory.
+    pub fn resize_balloon(&self, size: ByteSize) -> Result<(), ChangeError> {
+        let balloon = self.balloon()?;
+        let mut config = self.changed();
+        if let Some(balloon) = &mut config.balloon {
+            balloon.size = Some(size);
+        }
+        config.check()?;
+        balloon.resize(
+            config
+                .balloon
+                .as_ref()
+                .map_or(0, |balloon| balloon.options().pages),
+        );
+        *self.lock_config() = Arc::new(config);
+        Ok(())
+    }
+
+    /// Asks the guest for statistics every so many seconds.
+    ///
+    /// # Errors
+    /// It has no balloon, or is not asked at all.
+    pub fn ask_balloon_every(&self, seconds: u64) -> Result<(), ChangeError> {
+        let balloon = self.balloon()?;
+        let mut config = self.changed();
+        let stats = config.balloon.as_mut().and_then(|balloon| balloon.stats.as_mut());
+        *stats.ok_or(ChangeError::NoStatistics)? = seconds;
+        config.check()?;
+        // Behind disks, networks and vsock (`virtio::open`).
+        let index = config.disks.len() + config.nets.len() + usize::from(config.vsock.is_some());
+        self.at_rest(index, || {
+            balloon.ask_every(Duration::from_secs(seconds));
+            Ok(())
+        })?;
+        *self.lock_config() = Arc::new(config);
+        Ok(())
+    }
+
+    /// Pages of [`PAGE_SIZE`](devices::virtio::balloon::PAGE_SIZE) bytes that the guest is asked for, and has handed over; and what
+    /// it said last of its memory.
+    ///
+    /// # Errors
+    /// It has no balloon, or is not asked.
+    pub fn balloon_statistics(&self) -> Result<(u32, u32, Statistics), ChangeError> {
+        let balloon = self.balloon()?;
+        let config = self.config();
+        if config
+            .balloon
+            .as_ref()
+            .is_none_or(|balloon| balloon.stats.is_none())
+        {
+            return Err(ChangeError::NoStatistics);
+        }
+        let (wanted, actual) = balloon.pages();
+        Ok((wanted, actual, balloon.statistics().unwrap_or_default()))
+    }
+
+    fn balloon(&self) -> Result<&Balloon, ChangeError> {
+        self.parts
+            .changeable
+            .balloon
+            .as_deref()
+            .ok_or(ChangeError::None("balloon"))
+    }
+
+    /// The configuration, to be changed.
+    fn changed(&self) -> VmConfig {
+        (*self.config()).clone()
+    }
+
+    /// Changes a device while all rest. It begins anew then, where its driver has come to.
+    fn at_rest(
+        &self,
+        device: usize,
+        change: impl FnOnce() -> Result<(), ChangeError>,
+    ) -> Result<(), ChangeError> {
+        let device = &self.parts.virtio[device];
+        self.pause()?;
+        let changed = change().and_then(|()| Ok(device.restore(device.save())?));
+        self.resume();
+        changed
+    }
+}
