@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 
+use posada_tests::network::{self, FRAME_HEADER, Wire, frame, make_tap};
 use posada_tests::served::{START, Served, image, vm};
 use serde_json::{Value, json};
 
@@ -81,6 +82,59 @@ fn a_drive_is_limited_and_let_go() {
         .expect_fault(&["less than one"]);
     served.running.send("end\n");
     served.running.wait().expect_status(0);
+}
+
+#[test]
+fn a_network_is_limited_and_a_restored_guest_is_on_another_tap() {
+    network::isolate();
+    for tap in ["t0", "t1"] {
+        make_tap(tap);
+    }
+    let mut served = Served::start("net", &[]);
+    let net = json!({ "iface_id": "eth0", "host_dev_name": "t0", "guest_mac": "02:00:00:00:00:42" });
+    served
+        .put("/network-interfaces/eth0", &net.to_string())
+        .expect(204);
+    served.begin("ping-pong count=3 wait=interrupt");
+    served.running.wait_for("ready to play");
+    comes_back("t0");
+    let limiter = json!({ "ops": { "size": 1000, "refill_time": 1000 } });
+    let mut update = json!({ "iface_id": "eth0", "rx_rate_limiter": limiter, "tx_rate_limiter": limiter });
+    served
+        .patch("/network-interfaces/eth0", &update.to_string())
+        .expect(204);
+    let now = served.get("/vm/config").expect(200).json()["network-interfaces"][0].clone();
+    assert_eq!(now["tx_rate_limiter"]["ops"]["size"], 1000, "{now}");
+    update["rx_rate_limiter"] = Value::Null;
+    update["tx_rate_limiter"]["ops"]["size"] = json!(7);
+    served
+        .patch("/network-interfaces/eth0", &update.to_string())
+        .expect_fault(&["both ways alike"]);
+    comes_back("t0");
+
+    served.patch("/vm", &vm("Paused")).expect(204);
+    let (state, memory) = (served.place("state"), served.place("memory"));
+    let snapshot = json!({ "snapshot_path": state, "mem_file_path": memory }).to_string();
+    served.put("/snapshot/create", &snapshot).expect(204);
+    let next = Served::start("next-net", &[]);
+    let load = |iface: &str| {
+        let overrides = json!([{ "iface_id": iface, "host_dev_name": "t1" }]);
+        json!({ "snapshot_path": state, "mem_file_path": memory, "network_overrides": overrides, "resume_vm": true })
+            .to_string()
+    };
+    next.put("/snapshot/load", &load("eth7"))
+        .expect_fault(&["no network interface 'eth7'"]);
+    next.put("/snapshot/load", &load("eth0")).expect(204);
+    comes_back("t1");
+    next.running.wait().expect_status(0);
+}
+
+/// A frame that is sent to the tap comes back from a `ping-pong` guest.
+fn comes_back(tap: &str) {
+    let wire = Wire::on(tap);
+    let sent = frame(100);
+    wire.send(&sent);
+    assert_eq!(wire.receive()[FRAME_HEADER..], sent[FRAME_HEADER..]);
 }
 
 #[test]

@@ -3,13 +3,14 @@
 mod client;
 mod info;
 
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 pub use client::{ControlError, ask};
 pub use info::GuestInfo;
 
+use crate::error::Doing;
 use crate::lifecycle::Stop;
 use crate::snapshot::{self, Rewound, SnapshotError, SnapshotOptions, Taken};
 use crate::vm::RunningVm;
@@ -63,7 +64,11 @@ impl Request {
 /// It cannot.
 pub(crate) fn perform(vm: &RunningVm, request: Request) -> Result<Answer, SnapshotError> {
     match request {
-        Request::Snapshot(options) => snapshot::take(vm, &options).map(Answer::Taken),
+        Request::Snapshot(mut options) => {
+            options.directory =
+                path::absolute(&options.directory).doing("tell where the snapshot is to be")?;
+            snapshot::take(vm, &options).map(Answer::Taken)
+        }
         Request::Rewind { directory, disks } => snapshot::rewind(vm, &directory, disks).map(Answer::Rewound),
         Request::Inspect => Ok(Answer::Guest(Box::new(GuestInfo::of(vm)?))),
         Request::Pause => Ok(vm.hold().map(|()| Answer::Done)?),

@@ -149,3 +149,22 @@ fn names_are_plain_and_the_same_in_path_and_body() {
         assert!(check_id(path, body).is_err(), "{path}");
     }
 }
+
+#[test]
+fn who_uses_what_will_go_is_told_so() {
+    let instance = Instance::to_be("web".to_owned(), base(), Box::new(|_| Ok(()))).unwrap();
+    let put = |path: &str, body: &str| {
+        let call = Call {
+            method: Method::PUT,
+            path: path.to_owned(),
+            body: body.to_owned().into(),
+        };
+        answer(&instance, &call).unwrap()
+    };
+    let vsock = r#"{"guest_cid": 3, "uds_path": "v"}"#;
+    assert_eq!(put("/vsock", vsock), Reply::done());
+    let vsock = r#"{"guest_cid": 3, "uds_path": "v", "vsock_id": "one"}"#;
+    assert_eq!(put("/vsock", vsock), Reply::done().deprecated_if(true));
+    let machine = r#"{"vcpu_count": 1, "mem_size_mib": 64, "cpu_template": "None"}"#;
+    assert_eq!(put("/machine-config", machine), Reply::done().deprecated_if(true));
+}
