@@ -54,11 +54,11 @@ fn a_tcp_transfer_goes_on_while_its_guest_moves_from_process_to_process() {
     let (mut taking, taken) = Progress::of(GUEST_SEED);
     let host = thread::spawn(move || {
         let (connection, _) = listener.accept().expect("the guest connects");
-        let sent = stream::send(&connection, HOST_SEED, BYTES, |bytes| sending.reached(bytes));
+        let sent = stream::send(&connection, HOST_SEED, BYTES, move |bytes| sending.reached(bytes));
         connection.shutdown(Shutdown::Write).expect("the guest is there");
         (
             sent,
-            stream::take(&connection, BYTES, |bytes| taking.reached(bytes)),
+            stream::take(&connection, BYTES, move |bytes| taking.reached(bytes)),
         )
     });
     let program = format!("program=tcp count={BYTES} seed={GUEST_SEED} hold=yes");
@@ -97,7 +97,7 @@ fn a_stream_of_the_hosts_lives_on_through_snapshots_of_a_guest_that_goes_on() {
     let connection = vsock::call(socket.path(), 5000);
     let (mut progress, reached) = Progress::of(SEED);
     let back = thread::scope(|scope| {
-        scope.spawn(|| stream::send(&connection, SEED, BYTES, |bytes| progress.reached(bytes)));
+        scope.spawn(|| stream::send(&connection, SEED, BYTES, move |bytes| progress.reached(bytes)));
         let back = scope.spawn(|| stream::take(&connection, BYTES, |_| {}));
         reached.into_iter().for_each(|()| traveller.snapshot());
         back.join().expect("the guest sends it back")
