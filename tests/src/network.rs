@@ -39,6 +39,16 @@ pub fn isolate() {
     }
 }
 
+/// [Isolates](isolate) this test and gives it the tap `t0`, on which the host is 10.9.0.1.
+///
+/// # Panics
+/// As [`isolate`].
+pub fn isolate_with_tap() {
+    isolate();
+    make_tap("t0");
+    ip("address add 10.9.0.1/24 dev t0");
+}
+
 /// `ip` with these arguments.
 #[track_caller]
 pub fn ip(arguments: &str) {

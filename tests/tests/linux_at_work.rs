@@ -14,7 +14,7 @@ use std::time::Duration;
 use bare_guest::numbers::Random;
 use guest_worker::{ECHO_PORT, ENOUGH, HOST_PORT, PIECE, Piece, Place, TCP_HOST, file_of};
 use posada_tests::guest::TempFile;
-use posada_tests::network::{self, ip, make_tap};
+use posada_tests::network;
 use posada_tests::{Ended, Guest, Moments, Running, Traveller, images, moments, vsock};
 use vmm_sys_util::tempdir::TempDir;
 
@@ -259,9 +259,7 @@ fn expect_pieces(image: &TempFile, pieces: u64) {
 #[test]
 fn linux_writes_files_and_talks_to_the_host_while_it_moves_fifty_times_and_nothing_is_lost() {
     let mut moments = Moments::of(moments::seed());
-    network::isolate();
-    make_tap("t0");
-    ip("address add 10.9.0.1/24 dev t0");
+    network::isolate_with_tap();
     let (socket, streams) = Socket::new();
     let host = Host::serve(
         TcpListener::bind(TCP_HOST).expect("the namespace is empty"),

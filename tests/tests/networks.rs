@@ -153,9 +153,7 @@ const BYTES: usize = 100_000_000;
 fn a_hundred_megabytes_of_tcp_go_each_way_unchanged() {
     const HOST_SEED: u64 = 1;
     const GUEST_SEED: u64 = 2;
-    network::isolate();
-    make_tap("t0");
-    ip("address add 10.9.0.1/24 dev t0");
+    network::isolate_with_tap();
     let listener = TcpListener::bind("10.9.0.1:8000").expect("the namespace is empty");
     let host = thread::spawn(move || {
         let (connection, _) = listener.accept().expect("the guest connects");

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use posada_tests::guest::TempFile;
-use posada_tests::network::{self, ip, make_tap};
+use posada_tests::network;
 use posada_tests::{Guest, Moments, Traveller, stream, vsock};
 
 /// Bytes of a stream in each direction, and snapshots while they go.
@@ -46,9 +46,7 @@ impl Progress {
 fn a_tcp_transfer_goes_on_while_its_guest_moves_from_process_to_process() {
     const HOST_SEED: u64 = 1;
     const GUEST_SEED: u64 = 2;
-    network::isolate();
-    make_tap("t0");
-    ip("address add 10.9.0.1/24 dev t0");
+    network::isolate_with_tap();
     let listener = TcpListener::bind("10.9.0.1:8000").expect("the namespace is empty");
     let (mut sending, sent) = Progress::of(HOST_SEED);
     let (mut taking, taken) = Progress::of(GUEST_SEED);

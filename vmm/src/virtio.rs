@@ -64,28 +64,45 @@ impl Drop for KeptOverlay {
     }
 }
 
-/// The devices that can be changed while the guest runs, in the guest's order: disks, then networks.
+/// A device that is one of a machine's.
+pub struct Placed<D> {
+    /// It.
+    pub device: Arc<D>,
+    /// Which of the machine's transports is its.
+    pub transport: usize,
+}
+
+/// The devices that can be changed while the guest runs, in the configuration's order.
 #[derive(Default)]
 pub struct Changeable {
     /// Disks.
-    pub disks: Vec<Arc<Block>>,
+    pub disks: Vec<Placed<Block>>,
     /// Networks.
-    pub nets: Vec<Arc<Net>>,
+    pub nets: Vec<Placed<Net>>,
     /// The balloon.
-    pub balloon: Option<Arc<Balloon>>,
+    pub balloon: Option<Placed<Balloon>>,
+}
+
+/// The devices so far, in the order in which the guest finds them.
+#[derive(Default)]
+struct Devices(Vec<Device>);
+
+impl Devices {
+    fn add<D: VirtioDevice + 'static>(&mut self, device: D, threads: &Arc<dyn IoThreads>) -> Placed<D> {
+        let (device, transport) = (Arc::new(device), self.0.len());
+        self.0.push(Device {
+            device: device.clone(),
+            threads: threads.clone(),
+        });
+        Placed { device, transport }
+    }
 }
 
 /// Opens what the devices need of the host. Their order is the one in which the guest finds them.
 pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<Kept>, Changeable), Error> {
     let shared: Arc<dyn IoThreads> = Arc::new(IoThreadPool::new("io", Sharing::One));
-    let (mut devices, mut files) = (Vec::new(), Vec::<Kept>::new());
+    let (mut devices, mut files) = (Devices::default(), Vec::new());
     let mut changeable = Changeable::default();
-    let mut add = |device: Arc<dyn VirtioDevice>, threads: &Arc<dyn IoThreads>| {
-        devices.push(Device {
-            device,
-            threads: threads.clone(),
-        });
-    };
     for disk in &config.disks {
         let own: Arc<dyn IoThreads>;
         let threads = if disk.iothread {
@@ -94,12 +111,11 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<Kept>, Changeable), E
         } else {
             &shared
         };
-        let block = Arc::new(open_disk(disk)?);
+        let block = devices.add(open_disk(disk)?, threads);
         if disk.overlay.is_some() {
-            files.push(Kept::Overlay(KeptOverlay(block.image())));
+            files.push(Kept::Overlay(KeptOverlay(block.device.image())));
         }
-        changeable.disks.push(block.clone());
-        add(block, threads);
+        changeable.disks.push(block);
     }
     for (index, net) in config.nets.iter().enumerate() {
         let several: Arc<dyn IoThreads>;
@@ -109,24 +125,22 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<Kept>, Changeable), E
         } else {
             &shared
         };
-        let device = Arc::new(open_net(net, config.mac(index))?);
-        changeable.nets.push(device.clone());
-        add(device, threads);
+        let net = devices.add(open_net(net, config.mac(index))?, threads);
+        changeable.nets.push(net);
     }
     if let Some(vsock) = &config.vsock {
         let (device, file) = Vsock::bind(&vsock.path, vsock.cid())?;
-        add(Arc::new(device), &shared);
+        devices.add(device, &shared);
         files.push(Kept::Socket(file));
     }
     if let Some(balloon) = &config.balloon {
-        let device = Arc::new(Balloon::new(balloon.options()));
-        changeable.balloon = Some(device.clone());
-        add(device, &shared);
+        let balloon = devices.add(Balloon::new(balloon.options()), &shared);
+        changeable.balloon = Some(balloon);
     }
     if config.rng {
-        add(Arc::new(Rng), &shared);
+        devices.add(Rng, &shared);
     }
-    Ok((devices, files, changeable))
+    Ok((devices.0, files, changeable))
 }
 
 fn open_disk(config: &DiskConfig) -> Result<Block, DiskError> {

@@ -51,7 +51,7 @@ pub use state::{DeviceState, Difference, StateError};
 pub use worker::{IoThreads, Worker, WorkerId, forget, watch};
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The memory of one guest, which knows what was written to it.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<DirtyMap>;
@@ -137,6 +137,11 @@ impl Activation {
     pub fn has(&self, bit: u32) -> bool {
         self.features & 1 << bit != 0
     }
+}
+
+/// Locks a device's own state, which is whole between any two of its changes: a panic elsewhere does not spoil it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Fills `data` with the bytes of `config` from `offset` on; what lies past its end is left as it is.

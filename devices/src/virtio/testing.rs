@@ -7,7 +7,7 @@ mod driver;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, SubscriberOps};
 use virtio_queue::desc::split::Descriptor;
@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{
     Activation, GuestMemory, Interrupt, IoThreads, Queue, QueueError, QueueParts, QueueState, Trouble,
-    VirtioDevice, Worker, WorkerId,
+    VirtioDevice, Worker, WorkerId, lock,
 };
 
 pub use driver::{ACKNOWLEDGE, DRIVER, Driver, RUNNING};
@@ -398,8 +398,4 @@ impl Turns {
 
 fn eventfd() -> EventFd {
     EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("the host has descriptors")
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

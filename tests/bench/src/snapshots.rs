@@ -34,7 +34,7 @@ const REWIND_LIMIT: f64 = 10.0;
 const RUNS: usize = 7;
 const CLONES: u32 = 100;
 const MEMORY: u64 = 128 << 20;
-/// Counts at once with a snapshot's directory at most: as many diffs as can follow each other.
+/// Diffs that are measured: each follows the one before, and no more can (docs/snapshots.md).
 const DIFFS: usize = 7;
 
 /// Measures all of it.
@@ -123,6 +123,13 @@ impl Named {
         let message = String::from_utf8_lossy(&ended.stderr);
         assert!(ended.status.success(), "{message}");
         serde_json::from_slice(&ended.stdout).expect("posada answers in JSON")
+    }
+
+    /// The process of a clone.
+    fn pid_of(&self, number: u32) -> u32 {
+        let directory = self.directory.as_path();
+        let owner = owner(&directory.join(format!("posada/{NAME}-{number}")));
+        owner.expect("a clone is there by its name").as_raw() as u32
     }
 }
 
@@ -307,15 +314,6 @@ pub fn measure_clones(table: &mut Table) {
     );
     for pid in pids {
         kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("a clone can be ended");
-    }
-}
-
-impl Named {
-    /// The process of a clone.
-    fn pid_of(&self, number: u32) -> u32 {
-        let directory = self.directory.as_path();
-        let owner = owner(&directory.join(format!("posada/{NAME}-{number}")));
-        owner.expect("a clone is there by its name").as_raw() as u32
     }
 }
 

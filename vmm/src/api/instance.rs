@@ -99,15 +99,10 @@ impl Instance {
         self.vm().map_or(Phase::Created, |vm| vm.lifecycle().phase())
     }
 
-    /// What is told of it in posada's own words.
-    pub(super) fn info(&self) -> Result<GuestInfo, Error> {
-        match self.vm() {
-            Some(vm) => GuestInfo::of(&vm),
-            None => {
-                let config = self.composition().config(&self.base);
-                GuestInfo::to_be(config.unwrap_or_else(|_| self.base.clone()), self.since.elapsed())
-            }
-        }
+    /// What is told in posada's own words of one that is to be.
+    pub(super) fn info_to_be(&self) -> Result<GuestInfo, Error> {
+        let config = self.composition().config(&self.base);
+        GuestInfo::to_be(config.unwrap_or_else(|_| self.base.clone()), self.since.elapsed())
     }
 
     /// What is told of it in Firecracker's words.

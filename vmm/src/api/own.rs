@@ -69,11 +69,11 @@ pub(super) fn answer(instance: &Instance, call: &Call) -> Reply {
         Err(reply) => return reply,
     };
     let done = match (request, instance.vm()) {
-        (Request::Inspect, _) => instance
-            .info()
+        (request, Some(vm)) => control::perform(&vm, request),
+        (Request::Inspect, None) => instance
+            .info_to_be()
             .map(|info| Answer::Guest(Box::new(info)))
             .map_err(Into::into),
-        (request, Some(vm)) => control::perform(&vm, request),
         (Request::Kill, None) => {
             instance.wake();
             Ok(Answer::Done)

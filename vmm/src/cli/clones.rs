@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use vmm::config::{Overrides, Replacement, VmConfig};
-use vmm::control::{self, Answer, Request};
+use vmm::control::{self, Request};
 use vmm::runtime;
 use vmm::snapshot::{Snapshot, SnapshotOptions};
 
 use super::background::Starting;
-use super::snapshot::unexpected;
+use super::guests::inspect;
 use super::{Failure, print_json, say};
 
 pub const EXAMPLES: &str = "\
@@ -103,10 +103,7 @@ impl Clones {
             )));
         }
         let name = self.what.to_string_lossy();
-        let Answer::Guest(guest) = control::ask(&name, &Request::Inspect)? else {
-            return Err(unexpected());
-        };
-        let place = self.place_beside_disks(&guest.config);
+        let place = self.place_beside_disks(&inspect(&name)?.config);
         let directory = format!(".posada-{name}-{}", std::process::id());
         let directory = place.clone().unwrap_or_else(env::temp_dir).join(directory);
         let options = SnapshotOptions {

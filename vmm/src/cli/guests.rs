@@ -41,25 +41,9 @@ pub struct Inspect {
     name: String,
 }
 
-/// Has guests rest.
+/// Guests that are all asked for the same.
 #[derive(Args)]
-pub struct Pause {
-    /// The running guests
-    #[arg(required = true, value_name = "NAME")]
-    names: Vec<String>,
-}
-
-/// Lets guests go on.
-#[derive(Args)]
-pub struct Resume {
-    /// The paused guests
-    #[arg(required = true, value_name = "NAME")]
-    names: Vec<String>,
-}
-
-/// Ends guests.
-#[derive(Args)]
-pub struct Kill {
+pub struct Names {
     /// The running guests
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
@@ -185,25 +169,14 @@ impl Inspect {
     }
 }
 
-impl Pause {
+impl Names {
     /// Asks each of them.
-    pub fn execute(self) -> Result<(), Failure> {
-        self.names.iter().try_for_each(|name| tell(name, &Request::Pause))
+    pub fn tell(&self, request: &Request) -> Result<(), Failure> {
+        self.names.iter().try_for_each(|name| tell(name, request))
     }
-}
 
-impl Resume {
-    /// Asks each of them.
-    pub fn execute(self) -> Result<(), Failure> {
-        self.names
-            .iter()
-            .try_for_each(|name| tell(name, &Request::Resume))
-    }
-}
-
-impl Kill {
     /// Ends each of them, and returns when its process is gone.
-    pub fn execute(self) -> Result<(), Failure> {
+    pub fn kill(&self) -> Result<(), Failure> {
         self.names.iter().try_for_each(|name| {
             let directory = runtime::directory_of(name).map_err(ControlError::from)?;
             tell(name, &Request::Kill)?;
@@ -256,7 +229,8 @@ impl Logs {
     }
 }
 
-fn inspect(name: &str) -> Result<Box<GuestInfo>, Failure> {
+/// What the running guest of this name tells of itself.
+pub fn inspect(name: &str) -> Result<Box<GuestInfo>, Failure> {
     match control::ask(name, &Request::Inspect)? {
         Answer::Guest(guest) => Ok(guest),
         _ => Err(unexpected()),

@@ -19,13 +19,13 @@ use thiserror::Error;
 use tracing::Level;
 use vmm::config::ConfigError;
 use vmm::console::{self, End};
-use vmm::control::ControlError;
+use vmm::control::{ControlError, Request};
 use vmm::error::Error;
 use vmm::lifecycle::Stop;
 use vmm::snapshot::SnapshotError;
 
 use clones::Clones;
-use guests::{Inspect, Kill, List, Logs, Pause, Resume};
+use guests::{Inspect, List, Logs, Names};
 use run::Run;
 use serve::Serve;
 use snapshot::{Restore, Rewind, Take};
@@ -66,11 +66,11 @@ enum Command {
     /// Tell all about a running guest
     Inspect(Inspect),
     /// Have a running guest rest until it is resumed
-    Pause(Pause),
+    Pause(Names),
     /// Let a paused guest go on
-    Resume(Resume),
+    Resume(Names),
     /// End a running guest at once, as if its power was cut
-    Kill(Kill),
+    Kill(Names),
     /// Print what the console of a guest in the background has printed
     #[command(after_help = guests::LOGS_EXAMPLES)]
     Logs(Logs),
@@ -136,9 +136,9 @@ pub fn main() -> ExitCode {
         Command::Serve(serve) => serve.execute(),
         Command::Ps(list) => list.execute(),
         Command::Inspect(inspect) => inspect.execute(),
-        Command::Pause(pause) => pause.execute(),
-        Command::Resume(resume) => resume.execute(),
-        Command::Kill(kill) => kill.execute(),
+        Command::Pause(guests) => guests.tell(&Request::Pause),
+        Command::Resume(guests) => guests.tell(&Request::Resume),
+        Command::Kill(guests) => guests.kill(),
         Command::Logs(logs) => logs.execute(),
         Command::Snapshot(take) => take.execute(),
         Command::Restore(restore) => restore.execute(),

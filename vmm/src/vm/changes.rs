@@ -13,6 +13,7 @@ use thiserror::Error;
 use super::RunningVm;
 use crate::config::{ByteSize, ConfigError, DiskConfig, NetConfig, VmConfig};
 use crate::vcpu::RequestError;
+use crate::virtio::Placed;
 
 /// Why something cannot be changed.
 #[derive(Debug, Error)]
@@ -58,11 +59,11 @@ impl RunningVm {
         let image = match disk.path == old.path {
             true => None,
             false if old.overlay.is_some() => {
-                return Err(ChangeError::Overlay(block.image().to_string()));
+                return Err(ChangeError::Overlay(block.device.image().to_string()));
             }
             false => Some(Image::open(&disk.path, disk.image_options())?),
         };
-        self.at_rest(index, || {
+        self.at_rest(block, |block| {
             image
                 .map_or(Ok(()), |image| block.show(image))
                 .map_err(ChangeError::Difference)?;
@@ -84,7 +85,7 @@ impl RunningVm {
         config.nets[index] = net;
         config.check()?;
         let net = &config.nets[index];
-        self.at_rest(self.parts.changeable.disks.len() + index, || {
+        self.at_rest(device, |device| {
             device.set_limits(net.limit(), net.limit());
             Ok(())
         })?;
@@ -103,7 +104,7 @@ impl RunningVm {
             balloon.size = Some(size);
         }
         config.check()?;
-        balloon.resize(
+        balloon.device.resize(
             config
                 .balloon
                 .as_ref()
@@ -123,9 +124,7 @@ impl RunningVm {
         let stats = config.balloon.as_mut().and_then(|balloon| balloon.stats.as_mut());
         *stats.ok_or(ChangeError::NoStatistics)? = seconds;
         config.check()?;
-        // Behind disks, networks and vsock (`virtio::open`).
-        let index = config.disks.len() + config.nets.len() + usize::from(config.vsock.is_some());
-        self.at_rest(index, || {
+        self.at_rest(balloon, |balloon| {
             balloon.ask_every(Duration::from_secs(seconds));
             Ok(())
         })?;
@@ -148,16 +147,13 @@ impl RunningVm {
         {
             return Err(ChangeError::NoStatistics);
         }
-        let (wanted, actual) = balloon.pages();
-        Ok((wanted, actual, balloon.statistics().unwrap_or_default()))
+        let (wanted, actual) = balloon.device.pages();
+        Ok((wanted, actual, balloon.device.statistics().unwrap_or_default()))
     }
 
-    fn balloon(&self) -> Result<&Balloon, ChangeError> {
-        self.parts
-            .changeable
-            .balloon
-            .as_deref()
-            .ok_or(ChangeError::None("balloon"))
+    fn balloon(&self) -> Result<&Placed<Balloon>, ChangeError> {
+        let balloon = self.parts.changeable.balloon.as_ref();
+        balloon.ok_or(ChangeError::None("balloon"))
     }
 
     /// The configuration, to be changed.
@@ -166,14 +162,14 @@ impl RunningVm {
     }
 
     /// Changes a device while all rest. It begins anew then, where its driver has come to.
-    fn at_rest(
+    fn at_rest<D>(
         &self,
-        device: usize,
-        change: impl FnOnce() -> Result<(), ChangeError>,
+        placed: &Placed<D>,
+        change: impl FnOnce(&D) -> Result<(), ChangeError>,
     ) -> Result<(), ChangeError> {
-        let device = &self.parts.virtio[device];
+        let transport = &self.parts.virtio[placed.transport];
         self.pause()?;
-        let changed = change().and_then(|()| Ok(device.restore(device.save())?));
+        let changed = change(&placed.device).and_then(|()| Ok(transport.restore(transport.save())?));
         self.resume();
         changed
     }

@@ -11,7 +11,7 @@ mod tests;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -20,7 +20,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
 use super::{
     Activation, Chain, DeviceState, Difference, Interrupt, Queue, QueueError, QueueState, Trouble,
-    VirtioDevice, Worker, forget, read_config_bytes, watch,
+    VirtioDevice, Worker, forget, lock, read_config_bytes, watch,
 };
 use pages::PageList;
 pub use stats::Statistics;
@@ -233,10 +233,6 @@ impl VirtioDevice for Balloon {
             pages: PageList::new(),
         })])
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the worker waits for.

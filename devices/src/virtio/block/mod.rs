@@ -11,13 +11,13 @@ mod worker;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tracing::info;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::{Activation, DeviceState, Difference, Queue, VirtioDevice, Worker, read_config_bytes};
+use super::{Activation, DeviceState, Difference, Queue, VirtioDevice, Worker, lock, read_config_bytes};
 use crate::disk::{Engine, EngineKind, Image};
 use crate::rate_limit::RateLimit;
 use request::ID_BYTES;
@@ -181,8 +181,4 @@ impl VirtioDevice for Block {
             .map(|queue| self.worker(queue, write_through))
             .collect()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,11 +1,12 @@
 //! What is changed of a guest that has been started: `PATCH` of drives, networks and the balloon; and the balloon's statistics.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use devices::virtio::balloon::{PAGE_SIZE, Statistics};
 use serde::{Deserialize, Serialize};
 
-use super::devices::{drives_of, interfaces_of};
+use super::devices::{ONE_LIMIT, drives_of, interfaces_of};
 use super::rate::{RateLimiter, TokenBucket};
 use crate::config::{ByteRate, ByteSize};
 use crate::vm::{ChangeError, RunningVm};
@@ -51,34 +52,24 @@ pub struct BalloonStatistics {
     actual_pages: u64,
     target_mib: u64,
     actual_mib: u64,
+    /// By its name; what it does not say is not there.
     #[serde(flatten)]
-    said: Said,
+    said: BTreeMap<&'static str, u64>,
 }
 
-/// What Firecracker calls it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-struct Said {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    swap_in: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    swap_out: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    major_faults: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    minor_faults: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    free_memory: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    total_memory: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    available_memory: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    disk_caches: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hugetlb_allocations: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hugetlb_failures: Option<u64>,
-}
+/// What Firecracker calls what the guest says, in the order of [`Statistics`].
+const NAMES: [&str; 10] = [
+    "swap_in",
+    "swap_out",
+    "major_faults",
+    "minor_faults",
+    "free_memory",
+    "total_memory",
+    "available_memory",
+    "disk_caches",
+    "hugetlb_allocations",
+    "hugetlb_failures",
+];
 
 impl DriveUpdate {
     /// Changes the drive.
@@ -121,10 +112,7 @@ impl InterfaceUpdate {
         };
         let net = limited(self.rx_rate_limiter)?;
         if net != limited(self.tx_rate_limiter)? {
-            return Err(
-                "posada limits both ways alike: give rx_rate_limiter and tx_rate_limiter the same values"
-                    .to_owned(),
-            );
+            return Err(ONE_LIMIT.to_owned());
         }
         vm.change_net(index, net).map_err(|error| error.to_string())
     }
@@ -182,43 +170,15 @@ impl BalloonStatistics {
     /// # Errors
     /// It is not asked.
     pub fn of(vm: &RunningVm) -> Result<Self, ChangeError> {
-        let (target, actual, said) = vm.balloon_statistics()?;
+        let (target, actual, Statistics(said)) = vm.balloon_statistics()?;
+        let said = NAMES.into_iter().zip(said);
         let mib = |pages: u32| (u64::from(pages) * PAGE_SIZE) >> 20;
         Ok(Self {
             target_pages: target.into(),
             actual_pages: actual.into(),
             target_mib: mib(target),
             actual_mib: mib(actual),
-            said: Said::of(said),
+            said: said.filter_map(|(name, said)| Some((name, said?))).collect(),
         })
-    }
-}
-
-impl Said {
-    fn of(Statistics(said): Statistics) -> Self {
-        let [
-            swap_in,
-            swap_out,
-            major_faults,
-            minor_faults,
-            free_memory,
-            total_memory,
-            available_memory,
-            disk_caches,
-            hugetlb_allocations,
-            hugetlb_failures,
-        ] = said;
-        Self {
-            swap_in,
-            swap_out,
-            major_faults,
-            minor_faults,
-            free_memory,
-            total_memory,
-            available_memory,
-            disk_caches,
-            hugetlb_allocations,
-            hugetlb_failures,
-        }
     }
 }

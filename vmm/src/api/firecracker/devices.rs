@@ -10,6 +10,10 @@ use crate::config::disk::{EngineName, Format};
 use crate::config::net::MacAddress;
 use crate::config::{BalloonConfig, ByteSize, DiskConfig, NetConfig, VmConfig, VsockConfig};
 
+/// Why a network's limits cannot be two.
+pub const ONE_LIMIT: &str =
+    "posada limits both ways alike: give rx_rate_limiter and tx_rate_limiter the same values";
+
 /// A disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -205,10 +209,7 @@ impl NetworkInterface {
     pub fn net(&self) -> Result<NetConfig, String> {
         let limits = RateLimiter::limits(self.rx_rate_limiter)?;
         if RateLimiter::limits(self.tx_rate_limiter)? != limits {
-            return Err(
-                "posada limits both ways alike: give rx_rate_limiter and tx_rate_limiter the same values"
-                    .to_owned(),
-            );
+            return Err(ONE_LIMIT.to_owned());
         }
         Ok(NetConfig {
             id: Some(self.iface_id.clone()),
