@@ -82,6 +82,8 @@ pub const ACPI_END: GuestAddress = HIGH_RAM_START;
 /// Start of what the memory map calls reserved below 1 MiB; it ends at [`HIGH_RAM_START`].
 pub const LOW_RESERVED_START: GuestAddress = GENERATION_ID;
 
+/// Where a guest says that it has booted, if it is timed: Firecracker's guests know it there.
+pub const BOOT_TIMER: GuestAddress = MMIO_HOLE_START;
 /// The first virtio device; one after another from here, [`VIRTIO_MMIO_SIZE`] bytes each.
 pub const VIRTIO_MMIO_START: GuestAddress = GuestAddress(0xd000_0000);
 /// Guest-physical space of one virtio device in bytes.

@@ -4,7 +4,9 @@
 //! its output, and is called through [`BusDevice`] with offsets into the range that it was placed at. What a
 //! guest writes is hostile: no access, of whatever width or value, may panic or grow the process.
 
+pub mod boot_timer;
 pub mod bus;
+pub mod counters;
 pub mod disk;
 pub mod i8042;
 pub mod power;

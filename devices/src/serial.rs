@@ -21,6 +21,8 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{BusDevice, GuestRequest};
+use crate::counters;
+use crate::counters::{Counters, Sample};
 
 pub use state::{SerialState, SerialStateError};
 
@@ -78,6 +80,17 @@ impl Write for Sent {
 
 type Uart = Serial<Doorbell, Doorbell, Sent>;
 
+counters! {
+    struct Counts {
+        /// Bytes that the guest printed.
+        output_bytes,
+        /// Bytes that the guest was given.
+        input_bytes,
+        /// Bytes that were printed and could not be written out.
+        lost_bytes,
+    }
+}
+
 /// Where output goes.
 struct Output {
     writer: Box<dyn Write + Send>,
@@ -86,8 +99,10 @@ struct Output {
 }
 
 impl Output {
-    fn send(&mut self, byte: u8) {
+    fn send(&mut self, byte: u8, counts: &Counts) {
         let result = self.writer.write_all(&[byte]).and_then(|()| self.writer.flush());
+        counts.output_bytes.add(1);
+        counts.lost_bytes.add(result.is_err().into());
         if let Err(error) = result
             && !std::mem::replace(&mut self.failed, true)
         {
@@ -101,6 +116,8 @@ pub struct SerialPort {
     uart: Mutex<Uart>,
     /// Locked before `uart` by who prints, so that bytes keep their order, and while they are written out.
     output: Mutex<Output>,
+    /// Of output while `output` is locked, of input while `uart` is.
+    counts: Counts,
 }
 
 impl SerialPort {
@@ -117,7 +134,13 @@ impl SerialPort {
                 writer: out,
                 failed: false,
             }),
+            counts: Counts::default(),
         }
+    }
+
+    /// How much went through it.
+    pub fn counts(&self) -> Vec<Sample> {
+        self.counts.read()
     }
 
     /// Hands bytes to the guest and returns how many it took: none while it does not listen, else as many as
@@ -128,7 +151,10 @@ impl SerialPort {
             return 0;
         }
         match uart.enqueue_raw_bytes(bytes) {
-            Ok(taken) => taken,
+            Ok(taken) => {
+                self.counts.input_bytes.add(taken as u64);
+                taken
+            }
             Err(error) => {
                 debug!("the serial console took no input: {error:?}");
                 0
@@ -166,7 +192,7 @@ impl SerialPort {
             uart.writer_mut().0.take()
         };
         if let Some(byte) = sent {
-            output.send(byte);
+            output.send(byte, &self.counts);
         }
     }
 

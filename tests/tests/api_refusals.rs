@@ -199,7 +199,11 @@ fn what_posada_cannot_do_is_said_in_a_sentence() {
         ),
         ("/logger", r#"{"module": "m"}"#.to_owned(), "module"),
         ("/logger", r#"{"level": "Loud"}"#.to_owned(), "Loud"),
-        ("/metrics", r#"{"metrics_path": "m"}"#.to_owned(), "metrics"),
+        (
+            "/metrics",
+            r#"{"metrics_path": "/nowhere/m"}"#.to_owned(),
+            "/nowhere/m",
+        ),
         ("/mmds", r#"{"a": 1}"#.to_owned(), "metadata"),
         (
             "/mmds/config",

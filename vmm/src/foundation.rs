@@ -4,6 +4,7 @@
 //! guest's start waits for.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tracing::info;
 
@@ -19,6 +20,8 @@ pub struct Foundation {
     pub(crate) host: Arc<Host>,
     pub(crate) machine: Arc<Machine>,
     pub(crate) vcpus: Vec<VcpuThread>,
+    /// When it was begun.
+    pub(crate) begun: Instant,
 }
 
 impl Foundation {
@@ -35,6 +38,7 @@ impl Foundation {
         config: &VmConfig,
         memory: impl FnOnce() -> Result<GuestMemory, Error>,
     ) -> Result<Self, Error> {
+        let begun = Instant::now();
         config.check()?;
         let kind = config.host_kind.unwrap_or_else(HostKind::detect);
         info!("host kind: {kind}");
@@ -47,6 +51,11 @@ impl Foundation {
             .collect::<Result<Vec<_>, _>>()?;
         let machine = Arc::new(Machine::new(&host.kvm, kind, memory)?);
         vcpus.iter().for_each(|vcpu| vcpu.make(machine.clone()));
-        Ok(Self { host, machine, vcpus })
+        Ok(Self {
+            host,
+            machine,
+            vcpus,
+            begun,
+        })
     }
 }

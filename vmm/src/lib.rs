@@ -19,6 +19,7 @@ pub mod lifecycle;
 pub mod machine;
 pub mod machine_state;
 pub mod memory;
+pub mod metrics;
 pub mod passt;
 pub mod pvm;
 pub mod runtime;

@@ -25,6 +25,8 @@ use crate::vm::eventfd;
 
 /// A device and the threads that its workers will run on.
 pub struct Device {
+    /// What its user calls it.
+    pub label: String,
     device: Arc<dyn VirtioDevice>,
     threads: Arc<dyn IoThreads>,
 }
@@ -88,9 +90,15 @@ pub struct Changeable {
 struct Devices(Vec<Device>);
 
 impl Devices {
-    fn add<D: VirtioDevice + 'static>(&mut self, device: D, threads: &Arc<dyn IoThreads>) -> Placed<D> {
+    fn add<D: VirtioDevice + 'static>(
+        &mut self,
+        label: String,
+        device: D,
+        threads: &Arc<dyn IoThreads>,
+    ) -> Placed<D> {
         let (device, transport) = (Arc::new(device), self.0.len());
         self.0.push(Device {
+            label,
             device: device.clone(),
             threads: threads.clone(),
         });
@@ -103,7 +111,7 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<Kept>, Changeable), E
     let shared: Arc<dyn IoThreads> = Arc::new(IoThreadPool::new("io", Sharing::One));
     let (mut devices, mut files) = (Devices::default(), Vec::new());
     let mut changeable = Changeable::default();
-    for disk in &config.disks {
+    for (index, disk) in config.disks.iter().enumerate() {
         let own: Arc<dyn IoThreads>;
         let threads = if disk.iothread {
             own = Arc::new(IoThreadPool::new("disk", Sharing::Own));
@@ -111,7 +119,7 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<Kept>, Changeable), E
         } else {
             &shared
         };
-        let block = devices.add(open_disk(disk)?, threads);
+        let block = devices.add(disk.label(index), open_disk(disk)?, threads);
         if disk.overlay.is_some() {
             files.push(Kept::Overlay(KeptOverlay(block.device.image())));
         }
@@ -125,20 +133,20 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<Kept>, Changeable), E
         } else {
             &shared
         };
-        let net = devices.add(open_net(net, config.mac(index))?, threads);
+        let net = devices.add(net.label(index), open_net(net, config.mac(index))?, threads);
         changeable.nets.push(net);
     }
     if let Some(vsock) = &config.vsock {
         let (device, file) = Vsock::bind(&vsock.path, vsock.cid())?;
-        devices.add(device, &shared);
+        devices.add("vsock".to_owned(), device, &shared);
         files.push(Kept::Socket(file));
     }
     if let Some(balloon) = &config.balloon {
-        let balloon = devices.add(Balloon::new(balloon.options()), &shared);
+        let balloon = devices.add("balloon".to_owned(), Balloon::new(balloon.options()), &shared);
         changeable.balloon = Some(balloon);
     }
     if config.rng {
-        devices.add(Rng, &shared);
+        devices.add("rng".to_owned(), Rng::default(), &shared);
     }
     Ok((devices.0, files, changeable))
 }

@@ -11,10 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arch_x86_64::layout;
+use devices::boot_timer::{self, BootTimer};
 use devices::serial::{self, SerialPort};
 use devices::virtio::MmioTransport;
 use devices::{i8042, power, pvpanic, rtc};
 use kvm_ioctls::VmFd;
+use nix::time::{ClockId, clock_gettime};
 use tracing::warn;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -32,7 +34,7 @@ use crate::snapshot::History;
 use crate::state::{LoadError, VmState};
 use crate::vcpu::features::CpuFeatures;
 use crate::vcpu::state::CpuRestore;
-use crate::vcpu::{Begin, Buses, Host, RequestError, VcpuThread, Vcpus};
+use crate::vcpu::{Begin, Buses, ExitCounts, Host, RequestError, VcpuThread, Vcpus};
 use crate::virtio::{self, Changeable};
 
 pub use changes::ChangeError;
@@ -53,6 +55,8 @@ struct Parts {
     serial: Arc<SerialPort>,
     rtc: Arc<rtc::Rtc>,
     virtio: Vec<Arc<MmioTransport>>,
+    /// Of each of them, what its user calls it.
+    labels: Vec<String>,
     changeable: Changeable,
     room: EventFd,
     lifecycle: Arc<Lifecycle>,
@@ -108,11 +112,23 @@ impl Vm {
         console: Box<dyn Write + Send>,
         load: impl FnOnce(&Machine, &[layout::VirtioSlot]) -> Result<Begin, Error>,
     ) -> Result<Self, Error> {
-        let Foundation { host, machine, vcpus } = foundation;
+        let Foundation {
+            host,
+            machine,
+            vcpus,
+            begun,
+        } = foundation;
         let lifecycle = Arc::new(Lifecycle::new().doing("open an eventfd")?);
         let room = eventfd()?;
         let (mut buses, serial, rtc) = place_devices(&machine.fd, &room, console)?;
+        if config.boot_timer {
+            let timer = BootTimer::new(move || report_boot(begun));
+            buses
+                .mmio
+                .insert(layout::BOOT_TIMER.0, boot_timer::MMIO_SIZE, Arc::new(timer))?;
+        }
         let (devices, files, changeable) = virtio::open(config)?;
+        let labels = devices.iter().map(|device| device.label.clone()).collect();
         let (virtio, slots) = virtio::place(&machine.fd, &machine.memory, devices, &mut buses)?;
         let begin = load(&machine, &slots)?;
         vcpus.iter().try_for_each(VcpuThread::wait_until_ready)?;
@@ -127,6 +143,7 @@ impl Vm {
                 serial,
                 rtc,
                 virtio,
+                labels,
                 changeable,
                 room,
                 lifecycle,
@@ -204,6 +221,17 @@ impl RunningVm {
     /// Becomes readable when the serial console may take more input than it did.
     pub fn room(&self) -> &EventFd {
         &self.parts.room
+    }
+
+    /// What each vCPU has come out of the guest for.
+    pub fn exit_counts(&self) -> impl Iterator<Item = &ExitCounts> {
+        self.vcpus.exit_counts()
+    }
+
+    /// The virtio devices, each with what its user calls it.
+    pub fn devices(&self) -> impl Iterator<Item = (&str, &MmioTransport)> {
+        let labels = self.parts.labels.iter().map(String::as_str);
+        labels.zip(self.parts.virtio.iter().map(|device| &**device))
     }
 
     /// Whether it runs, shared with who may end it.
@@ -374,6 +402,19 @@ fn place_devices(
     )?;
     pio.insert(layout::SLEEP_CONTROL_PORT.into(), power::PORTS, Arc::new(power))?;
     Ok((buses, serial, rtc))
+}
+
+/// Says how long the guest took since its machine was begun, and this process's CPUs, in the words that Firecracker's clients look for.
+fn report_boot(begun: Instant) {
+    let took = begun.elapsed();
+    let cpu = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
+    warn!(
+        "Guest-boot-time = {:>6} us {} ms, {:>6} CPU us {} CPU ms",
+        took.as_micros(),
+        took.as_millis(),
+        cpu.as_micros(),
+        cpu.as_millis()
+    );
 }
 
 pub(crate) fn eventfd() -> Result<EventFd, Error> {

@@ -18,8 +18,9 @@ use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{GuestMemory, Interrupt, IoThreads, QueueState, Trouble, VirtioDevice};
+use super::{GuestMemory, Interrupt, IoThreads, QueueCounts, QueueState, Trouble, VirtioDevice};
 use crate::bus::{BusDevice, GuestRequest};
+use crate::counters::{Counters, Sample};
 use registers as reg;
 use signals::Signals;
 use workers::Workers;
@@ -41,6 +42,7 @@ pub struct MmioTransport {
     threads: Arc<dyn IoThreads>,
     memory: GuestMemory,
     doorbells: Vec<EventFd>,
+    counts: Vec<Arc<QueueCounts>>,
     signals: Arc<Signals>,
     state: Mutex<State>,
 }
@@ -103,6 +105,7 @@ impl MmioTransport {
         Ok(Self {
             signals: Arc::new(Signals::new(device.name().to_owned(), line)),
             state: Mutex::new(State::new(queue_sizes)),
+            counts: queue_sizes.iter().map(|_| Arc::default()).collect(),
             device,
             threads,
             memory,
@@ -113,6 +116,23 @@ impl MmioTransport {
     /// By queue index, what is to be signalled when the guest writes that index to [`NOTIFY_OFFSET`].
     pub fn doorbells(&self) -> &[EventFd] {
         &self.doorbells
+    }
+
+    /// What the device has done, and what went wrong with it.
+    pub fn device_counts(&self) -> Vec<Sample> {
+        let mut samples = self.device.counts();
+        samples.extend(self.signals.counts().read());
+        samples
+    }
+
+    /// What has happened on its queues, by their indices.
+    pub fn queue_counts(&self) -> impl Iterator<Item = Vec<Sample>> {
+        self.counts.iter().map(|counts| counts.read())
+    }
+
+    /// The device type (§5): `VIRTIO_ID_*`.
+    pub fn id(&self) -> u32 {
+        self.device.id()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -46,12 +46,14 @@ pub use dirty::DirtyMap;
 pub use interrupt::{Interrupt, Trouble};
 pub use mmio::{MMIO_SIZE, MmioTransport, NOTIFY_OFFSET, SignalsState, TransportState};
 pub use poll::Poll;
-pub use queue::{Queue, QueueError, QueueParts, QueueState};
+pub use queue::{Queue, QueueCounts, QueueError, QueueParts, QueueState};
 pub use state::{DeviceState, Difference, StateError};
 pub use worker::{IoThreads, Worker, WorkerId, forget, watch};
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::counters::Sample;
 
 /// The memory of one guest, which knows what was written to it.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<DirtyMap>;
@@ -106,6 +108,9 @@ pub trait VirtioDevice: Send + Sync {
     /// # Errors
     /// The guest would notice, and cannot be told. The device is not started then.
     fn restore(&self, state: &DeviceState) -> Result<(), Difference>;
+
+    /// What it has done since its machine was made, beside what is counted of each queue. Called at any time.
+    fn counts(&self) -> Vec<Sample>;
 }
 
 /// What a device is started with.

@@ -17,6 +17,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Chain, GuestMemory, Interrupt};
+use crate::counters;
 
 pub use state::QueueState;
 
@@ -69,6 +70,18 @@ pub enum QueueError {
     NoRequest,
 }
 
+counters! {
+    /// What has happened on a queue since its machine was made. Its worker counts.
+    pub struct QueueCounts {
+        /// Times that the queue's worker was woken by its doorbell.
+        wakeups,
+        /// Requests that were given back to the driver.
+        requests,
+        /// Interrupts for what was given back.
+        interrupts,
+    }
+}
+
 /// A queue that the driver has enabled and that lies in guest memory as a whole.
 pub struct Queue {
     index: u16,
@@ -79,6 +92,7 @@ pub struct Queue {
     memory: GuestMemory,
     doorbell: EventFd,
     interrupt: Arc<dyn Interrupt>,
+    counts: Arc<QueueCounts>,
 }
 
 /// What a queue is made of beside its state.
@@ -93,6 +107,8 @@ pub struct QueueParts {
     pub interrupt: Arc<dyn Interrupt>,
     /// Whether INDIRECT_DESC was agreed on.
     pub indirect: bool,
+    /// Where it is counted what happens.
+    pub counts: Arc<QueueCounts>,
 }
 
 impl Queue {
@@ -116,6 +132,7 @@ impl Queue {
             memory: parts.memory,
             doorbell: parts.doorbell,
             interrupt: parts.interrupt,
+            counts: parts.counts,
         })
     }
 
@@ -153,7 +170,9 @@ impl Queue {
     /// The doorbell has been heard.
     pub fn clear_doorbell(&self) {
         // Fails only when it has not rung.
-        let _ = self.doorbell.read();
+        if self.doorbell.read().is_ok() {
+            self.counts.wakeups.add(1);
+        }
     }
 
     /// Takes the next chain that the driver has made available and lists its buffers in `chain`; `false` if there is none.
@@ -195,6 +214,7 @@ impl Queue {
     /// A head that is no descriptor's, which no popped chain has.
     #[inline]
     pub fn complete(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        self.counts.requests.add(1);
         let added = self.ring.add_used(&self.memory, head, written);
         added.map_err(|_| QueueError::NoSuchDescriptor(head))
     }
@@ -213,6 +233,7 @@ impl Queue {
                 let element = [u32::from(head).to_le(), written.to_le()];
                 let stored = self.memory.write_obj(element, GuestAddress(entry));
                 stored.map_err(|_| QueueError::NotInMemory)?;
+                self.counts.requests.add(1);
                 next += 1;
             }
         }
@@ -228,6 +249,7 @@ impl Queue {
     #[inline]
     pub fn signal(&mut self) {
         if self.wants_signal() {
+            self.counts.interrupts.add(1);
             self.interrupt.queue_used(self.index);
         }
     }

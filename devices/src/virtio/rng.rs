@@ -4,6 +4,7 @@
 mod tests;
 
 use std::io;
+use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
@@ -11,13 +12,25 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use super::{
     Activation, Chain, DeviceState, Difference, Queue, QueueState, VirtioDevice, Worker, forget, watch,
 };
+use crate::counters;
+use crate::counters::{Counters, Sample};
 
 const QUEUE_SIZES: [u16; 1] = [64];
 /// Most bytes that one request gets. A driver asks again for more, and the thread serves others in between.
 const MAX_BYTES: usize = 64 << 10;
 
+counters! {
+    struct Counts {
+        /// Random bytes that the guest got.
+        bytes,
+    }
+}
+
 /// The entropy device. Its source is the kernel's (getrandom(2)), which never runs dry.
-pub struct Rng;
+#[derive(Default)]
+pub struct Rng {
+    counts: Arc<Counts>,
+}
 
 impl VirtioDevice for Rng {
     fn name(&self) -> &str {
@@ -54,13 +67,19 @@ impl VirtioDevice for Rng {
         Ok(vec![Box::new(RngWorker {
             chain: Chain::new(queue.size()),
             queue,
+            counts: self.counts.clone(),
         })])
+    }
+
+    fn counts(&self) -> Vec<Sample> {
+        self.counts.read()
     }
 }
 
 struct RngWorker {
     queue: Queue,
     chain: Chain,
+    counts: Arc<Counts>,
 }
 
 /// Fills what the driver wants filled, up to [`MAX_BYTES`]; returns how many bytes that were.
@@ -86,7 +105,11 @@ impl MutEventSubscriber for RngWorker {
 
     fn process(&mut self, _events: Events, ops: &mut EventOps) {
         let limit = self.queue.size().into();
-        let served = self.queue.serve(limit, &mut self.chain, |_, chain| fill(chain));
+        let served = self.queue.serve(limit, &mut self.chain, |_, chain| {
+            let filled = fill(chain);
+            self.counts.bytes.add(filled.into());
+            filled
+        });
         if let Err(error) = served {
             self.queue.interrupt().needs_reset(&error);
             forget(ops, self.queue.doorbell());

@@ -103,6 +103,7 @@ impl DriverQueue {
             doorbell: eventfd(),
             interrupt,
             indirect: true,
+            counts: Arc::default(),
         };
         Queue::new(state, parts)
     }

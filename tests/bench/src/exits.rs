@@ -86,6 +86,7 @@ fn through_posada(code: &[u8]) -> f64 {
         fd: vcpu,
         host: Arc::new(Host::new(kvm, kind, 1)),
         requests,
+        counts: Arc::default(),
         buses: buses.into(),
         machine: machine.clone(),
         pvm,

@@ -51,7 +51,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         name: "rng",
-        run: |data| guest::drive(Arc::new(Rng), data),
+        run: |data| guest::drive(Arc::new(Rng::default()), data),
     },
 ];
 

@@ -1,14 +1,15 @@
 //! The guest that an API is about: one that is composed, or one that there is. One thing is done to it at a time.
 
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hyper::Method;
+use tracing::warn;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::firecracker::{self, AFTER_START, Composition, Logger, SetLog};
+use super::firecracker::{self, AFTER_START, Composition, Logger, Metrics, MetricsFile, Requests, SetLog};
 use super::reply::Reply;
 use super::{Call, Service, own};
 use crate::config::VmConfig;
@@ -17,7 +18,11 @@ use crate::control::GuestInfo;
 use crate::error::Error;
 use crate::foundation::Foundation;
 use crate::lifecycle::Phase;
+use crate::metrics::gather;
 use crate::vm::{RunningVm, Vm, eventfd};
+
+/// How often it is told in a file what the guest does: as in Firecracker.
+const METRICS_PERIOD: Duration = Duration::from_secs(60);
 
 /// A guest of this process.
 pub struct Instance {
@@ -31,6 +36,8 @@ pub struct Instance {
     /// Written when there is a guest, or is not to be one any more.
     started: EventFd,
     set_log: Option<Box<SetLog>>,
+    metrics: Mutex<Option<MetricsFile>>,
+    requests: Requests,
     since: Instant,
 }
 
@@ -74,6 +81,8 @@ impl Instance {
             turn: Mutex::new(false),
             started: eventfd()?,
             set_log,
+            metrics: Mutex::default(),
+            requests: Requests::default(),
             since: Instant::now(),
         })
     }
@@ -136,12 +145,38 @@ impl Instance {
         self.set_log.as_ref().map_or(Ok(()), |set| set(logger))
     }
 
+    /// Has what the guest does be told in a file, once a minute and when it ends.
+    ///
+    /// # Errors
+    /// It is told in one already, or cannot be in this one.
+    pub fn set_metrics(&self, metrics: &Metrics) -> Result<(), String> {
+        let mut file = self.metrics_file();
+        if file.is_some() {
+            return Err("the metrics go to a file already, which cannot be changed".to_owned());
+        }
+        *file = Some(MetricsFile::open(metrics, &self.id)?);
+        Ok(())
+    }
+
+    /// Tells what the guest has done, if it is to be told in a file.
+    pub(super) fn tell_metrics(&self) -> io::Result<()> {
+        let (Some(file), Some(vm)) = (&mut *self.metrics_file(), self.vm()) else {
+            return Ok(());
+        };
+        file.write(&gather(&vm)?, &self.requests)
+    }
+
+    fn metrics_file(&self) -> MutexGuard<'_, Option<MetricsFile>> {
+        self.metrics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Has the guest be composed as a file says.
     ///
     /// # Errors
     /// There cannot be such a guest.
     pub fn compose_from(&self, text: &[u8]) -> Result<(), String> {
-        let (composition, logger) = Composition::from_json(text)?;
+        let (composition, logger, metrics) = Composition::from_json(text)?;
+        metrics.map_or(Ok(()), |metrics| self.set_metrics(&metrics))?;
         logger.map_or(Ok(()), |logger| self.set_log(&logger))?;
         *self.stage() = Stage::Composed(Box::new(composition));
         Ok(())
@@ -199,6 +234,7 @@ impl Instance {
     /// Waits until what is being done is done, and lets nothing be begun any more.
     pub(super) fn finish(&self) {
         *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.tick();
     }
 
     fn stage(&self) -> MutexGuard<'_, Stage> {
@@ -234,10 +270,25 @@ impl Service for Instance {
         call.method == Method::GET || own::is_kill(call)
     }
 
+    fn period(&self) -> Option<Duration> {
+        self.metrics_file().is_some().then_some(METRICS_PERIOD)
+    }
+
+    fn tick(&self) {
+        if let Err(error) = self.tell_metrics() {
+            warn!("the metrics cannot be written: {error}");
+        }
+    }
+
     fn answer(&self, call: &Call) -> Reply {
         let answer = || match own::is_ours(call) {
             true => own::answer(self, call),
-            false => firecracker::answer(self, call).unwrap_or_else(|fault| fault),
+            false => {
+                let reply = firecracker::answer(self, call).unwrap_or_else(|fault| fault);
+                self.requests
+                    .count(&call.method, &call.path, !reply.status.is_success());
+                reply
+            }
         };
         if self.is_immediate(call) {
             return answer();

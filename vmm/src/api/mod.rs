@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
-pub use firecracker::{Logger, level_of};
+pub use firecracker::{Logger, Metrics, level_of};
 pub use instance::Instance;
 pub(crate) use own::route_of;
 

@@ -6,18 +6,20 @@ use serde_json::{Map, Value};
 use super::reply::Reply;
 use super::{Call, Instance};
 use crate::control::{self, Answer, Request};
+use crate::metrics::CONTENT_TYPE;
 
 const PREFIX: &str = "/posada/v1/";
-/// Where a guest tells about itself.
-const INFO: &str = "info";
 
 /// How a request is sent: method, path and body.
 ///
 /// A request that does something is `PUT` to the path of its name, with its fields in the body.
 pub(crate) fn route_of(request: &Request) -> serde_json::Result<(Method, String, String)> {
     let put = |verb: &str, body| (Method::PUT, format!("{PREFIX}{verb}"), body);
-    if *request == Request::Inspect {
-        return Ok((Method::GET, format!("{PREFIX}{INFO}"), String::new()));
+    if let Some((name, _)) = Request::QUESTIONS
+        .iter()
+        .find(|(_, question)| question == request)
+    {
+        return Ok((Method::GET, format!("{PREFIX}{name}"), String::new()));
     }
     Ok(match serde_json::to_value(request)? {
         Value::Object(fields) => match fields.into_iter().next() {
@@ -36,7 +38,11 @@ fn request_of(call: &Call) -> Result<Request, Reply> {
     };
     let verb = call.path.strip_prefix(PREFIX).ok_or_else(unknown)?;
     match (&call.method, verb) {
-        (&Method::GET, INFO) => Ok(Request::Inspect),
+        (&Method::GET, name) => {
+            let mut questions = Request::QUESTIONS.into_iter();
+            let question = questions.find(|(other, _)| *other == name);
+            question.map(|(_, question)| question).ok_or_else(unknown)
+        }
         (&Method::PUT, verb) if Request::VERBS.contains(&verb) => read(verb, call)
             .map_err(|error| Reply::fault(format!("the request's body is not what '{verb}' takes: {error}"))),
         _ => Err(unknown()),
@@ -82,6 +88,7 @@ pub(super) fn answer(instance: &Instance, call: &Call) -> Reply {
     };
     match done {
         Ok(Answer::Done) => Reply::done(),
+        Ok(Answer::Text(text)) => Reply::text(CONTENT_TYPE, text),
         Ok(answer) => Reply::json(&answer),
         Err(error) => Reply::fault(error.to_string()),
     }
@@ -118,6 +125,8 @@ mod tests {
             Request::Snapshot(options),
             rewind,
             Request::Inspect,
+            Request::Stats,
+            Request::Metrics,
             Request::Pause,
             Request::Resume,
             Request::Kill,

@@ -12,6 +12,8 @@ pub struct Reply {
     pub status: StatusCode,
     /// What there is to tell.
     pub body: Bytes,
+    /// What HTTP calls the body's form.
+    pub content_type: &'static str,
     /// Who asks does so in a way that will go.
     pub deprecated: bool,
 }
@@ -27,6 +29,14 @@ impl Reply {
         match serde_json::to_vec(value) {
             Ok(body) => Self::new(StatusCode::OK, body.into()),
             Err(error) => Self::fault(error.to_string()).with_status(StatusCode::INTERNAL_SERVER_ERROR),
+        }
+    }
+
+    /// This text was asked for.
+    pub fn text(content_type: &'static str, text: String) -> Self {
+        Self {
+            content_type,
+            ..Self::new(StatusCode::OK, text.into())
         }
     }
 
@@ -58,6 +68,7 @@ impl Reply {
         Self {
             status,
             body,
+            content_type: "application/json",
             deprecated: false,
         }
     }

@@ -27,7 +27,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Builder;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
@@ -79,6 +79,12 @@ pub trait Service: Send + Sync + 'static {
 
     /// Does what is asked for.
     fn answer(&self, call: &Call) -> Reply;
+
+    /// How often it does something unasked, if it does: known when the server starts, or after a request.
+    fn period(&self) -> Option<Duration>;
+
+    /// Does that.
+    fn tick(&self);
 }
 
 /// A server, until its process ends.
@@ -123,7 +129,9 @@ fn run(
     max_body: usize,
     collar: StdStream,
 ) -> io::Result<()> {
-    wait_for_the_first(&listeners, &collar)?;
+    if service.period().is_none() {
+        wait_for_the_first(&listeners, &collar)?;
+    }
     let runtime = Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(1)
@@ -165,15 +173,31 @@ async fn serve(
     collar.set_nonblocking(true)?;
     let collar = UnixStream::from_std(collar)?;
     let connections = GracefulShutdown::new();
-    accept_until(
-        collar.readable(),
-        accept_all(&listeners, service, max_body, &connections),
-    )
-    .await?;
+    let asked = Arc::new(Notify::new());
+    tokio::spawn(tick(service.clone(), asked.clone()));
+    let handler = Handler {
+        service: service.clone(),
+        max_body,
+        asked,
+    };
+    accept_until(collar.readable(), accept_all(&listeners, &handler, &connections)).await?;
     if timeout(FAREWELL, connections.shutdown()).await.is_err() {
         debug!("a client has not taken its answer");
     }
     Ok(())
+}
+
+/// Has the service do what it does unasked. Whether it does can change with what it is asked for.
+async fn tick(service: Arc<dyn Service>, asked: Arc<Notify>) {
+    loop {
+        match service.period() {
+            Some(period) => {
+                sleep(period).await;
+                service.tick();
+            }
+            None => asked.notified().await,
+        }
+    }
 }
 
 /// Takes connections until `ended`.
@@ -188,8 +212,7 @@ async fn accept_until<T>(ended: impl Future<Output = T>, accepting: impl Future<
 
 async fn accept_all(
     listeners: &[UnixListener],
-    service: &Arc<dyn Service>,
-    max_body: usize,
+    handler: &Handler,
     connections: &GracefulShutdown,
 ) -> Infallible {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -208,8 +231,8 @@ async fn accept_all(
                 continue;
             }
         };
-        let service = service.clone();
-        let handle = service_fn(move |request| handle(request, service.clone(), max_body));
+        let handler = handler.clone();
+        let handle = service_fn(move |request| handle(request, handler.clone()));
         let connection = connections.watch(http.serve_connection(TokioIo::new(stream), handle));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -229,18 +252,24 @@ fn accept(listeners: &[UnixListener], context: &mut Context<'_>) -> Poll<io::Res
     Poll::Pending
 }
 
-async fn handle(
-    request: Request<Incoming>,
+/// What requests are handled with.
+#[derive(Clone)]
+struct Handler {
     service: Arc<dyn Service>,
     max_body: usize,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+    /// Something has been asked for.
+    asked: Arc<Notify>,
+}
+
+async fn handle(request: Request<Incoming>, handler: Handler) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
-    let reply = match read(body, max_body).await {
+    let reply = match read(body, handler.max_body).await {
         Ok(body) => {
             let path = head.uri.path().to_owned();
             let method = head.method;
             let asked = format!("{method} {path}");
-            let reply = answer(service, Call { method, path, body }).await;
+            let reply = answer(handler.service, Call { method, path, body }).await;
+            handler.asked.notify_one();
             debug!("{asked}: {}", reply.status);
             reply
         }
@@ -282,7 +311,7 @@ fn respond(reply: Reply) -> Response<Full<Bytes>> {
     *response.status_mut() = reply.status;
     let headers = response.headers_mut();
     if reply.status != StatusCode::NO_CONTENT {
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
     }
     if reply.deprecated {
         headers.insert("deprecation", HeaderValue::from_static("true"));

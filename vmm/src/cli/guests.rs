@@ -14,6 +14,7 @@ use vmm::runtime::{self, RuntimeError};
 
 use super::guest::CONSOLE;
 use super::snapshot::unexpected;
+use super::table::{cell, table, time};
 use super::{Failure, print_json, say};
 
 pub const LIST_EXAMPLES: &str = "\
@@ -89,7 +90,8 @@ impl List {
         if self.json {
             return print_json(&rows);
         }
-        print!("{}", table(&rows));
+        let head = ["NAME", "PID", "STATE", "CPUS", "MEMORY", "UPTIME"];
+        print!("{}", table(head, rows.iter().map(cells)));
         Ok(())
     }
 }
@@ -118,45 +120,15 @@ impl Row {
     }
 }
 
-/// With a column for each property, as wide as what is in it.
-fn table(rows: &[Row]) -> String {
-    fn cell(value: Option<impl ToString>) -> String {
-        value.map_or_else(|| "-".to_owned(), |value| value.to_string())
-    }
-    let head = ["NAME", "PID", "STATE", "CPUS", "MEMORY", "UPTIME"].map(str::to_owned);
-    let lines = rows.iter().map(|row| {
-        [
-            row.name.clone(),
-            cell(row.pid),
-            cell(row.state),
-            cell(row.cpus),
-            cell(row.memory),
-            cell(row.uptime.map(time)),
-        ]
-    });
-    let lines: Vec<_> = std::iter::once(head).chain(lines).collect();
-    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
-    let mut text = String::new();
-    for line in &lines {
-        let cells: Vec<_> = line
-            .iter()
-            .enumerate()
-            .map(|(column, cell)| format!("{cell:<width$}", width = width(column)))
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-/// A number of seconds in its largest unit.
-fn time(seconds: u64) -> String {
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3600 => format!("{}m", seconds / 60),
-        3600..86400 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86400),
-    }
+fn cells(row: &Row) -> [String; 6] {
+    [
+        row.name.clone(),
+        cell(row.pid),
+        cell(row.state),
+        cell(row.cpus),
+        cell(row.memory),
+        cell(row.uptime.map(time)),
+    ]
 }
 
 impl Inspect {
@@ -241,35 +213,5 @@ fn tell(name: &str, request: &Request) -> Result<(), Failure> {
     match control::ask(name, request)? {
         Answer::Done => Ok(()),
         _ => Err(unexpected()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_table_is_as_wide_as_what_is_in_it() {
-        let long = Row {
-            name: "longer-name".to_owned(),
-            pid: Some(7),
-            state: Some(Phase::Running),
-            cpus: Some(12),
-            memory: Some(ByteSize(128 << 20)),
-            uptime: Some(7200),
-        };
-        let table = table(&[long, Row::silent("mute".to_owned())]);
-        let lines: Vec<_> = table.lines().collect();
-        assert_eq!(lines[0], "NAME         PID  STATE    CPUS  MEMORY  UPTIME");
-        assert_eq!(lines[1], "longer-name  7    running  12    128M    2h");
-        assert_eq!(lines[2], "mute         -    -        -     -       -");
-    }
-
-    #[test]
-    fn times_are_told_in_their_largest_unit() {
-        assert_eq!(
-            [59, 60, 3599, 3600, 86_400].map(time),
-            ["59s", "1m", "59m", "1h", "1d"]
-        );
     }
 }

@@ -8,6 +8,8 @@ mod log;
 mod run;
 mod serve;
 mod snapshot;
+mod stats;
+mod table;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -29,6 +31,7 @@ use guests::{Inspect, List, Logs, Names};
 use run::Run;
 use serve::Serve;
 use snapshot::{Restore, Rewind, Take};
+use stats::ShowStats;
 
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
@@ -65,6 +68,9 @@ enum Command {
     Ps(List),
     /// Tell all about a running guest
     Inspect(Inspect),
+    /// Tell what running guests have used and done
+    #[command(after_help = stats::EXAMPLES)]
+    Stats(ShowStats),
     /// Have a running guest rest until it is resumed
     Pause(Names),
     /// Let a paused guest go on
@@ -136,6 +142,7 @@ pub fn main() -> ExitCode {
         Command::Serve(serve) => serve.execute(),
         Command::Ps(list) => list.execute(),
         Command::Inspect(inspect) => inspect.execute(),
+        Command::Stats(stats) => stats.execute(),
         Command::Pause(guests) => guests.tell(&Request::Pause),
         Command::Resume(guests) => guests.tell(&Request::Resume),
         Command::Kill(guests) => guests.kill(),

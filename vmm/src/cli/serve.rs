@@ -10,7 +10,7 @@ use std::sync::Arc;
 use clap::Args;
 use tracing::level_filters::LevelFilter;
 use tracing::warn;
-use vmm::api::{Api, Instance, Logger, MAX_BODY, level_of};
+use vmm::api::{Api, Instance, Logger, MAX_BODY, Metrics, level_of};
 use vmm::config::VmConfig;
 use vmm::console::{self, End};
 use vmm::lifecycle::Stop;
@@ -68,6 +68,14 @@ pub struct Serve {
     #[arg(long)]
     show_log_origin: bool,
 
+    /// File or named pipe that lines of metrics go to, once a minute [default: none]
+    #[arg(long, value_name = "PATH")]
+    metrics_path: Option<PathBuf>,
+
+    /// Say when the guest writes 123 to the byte at 0xc0000000, as Firecracker's guests do when they have booted
+    #[arg(long)]
+    boot_timer: bool,
+
     /// Bytes that a request's body may have
     #[arg(long, value_name = "BYTES", default_value_t = MAX_BODY)]
     http_api_max_payload_size: usize,
@@ -85,12 +93,16 @@ impl Serve {
         console::block_signals()?;
         let mut base = VmConfig {
             name: self.id.clone(),
+            boot_timer: self.boot_timer,
             ..Default::default()
         };
         let mut hosted = Hosted::begin(&mut base)?;
         let socket = self.api_sock.as_deref().map(ApiSocket::bind).transpose()?;
         let id = self.id.unwrap_or_else(|| DEFAULT_ID.to_owned());
         let instance = Arc::new(Instance::to_be(id, base, Box::new(set_log))?);
+        if let Some(path) = self.metrics_path {
+            instance.set_metrics(&Metrics::to(path)).map_err(Failure::Other)?;
+        }
         if let Some(path) = &self.config_file {
             start_from(&instance, path)?;
         }

@@ -136,6 +136,11 @@ impl FromStr for DiskConfig {
 }
 
 impl DiskConfig {
+    /// What it is called: its id, or the number that it has among those of its guest.
+    pub fn label(&self, index: usize) -> String {
+        self.id.clone().unwrap_or_else(|| format!("disk{index}"))
+    }
+
     /// Checks all that can be checked without the host.
     pub fn check(&self) -> Result<(), DiskConfigError> {
         if let Some(id) = &self.id

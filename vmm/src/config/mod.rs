@@ -16,6 +16,7 @@ mod words;
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Not;
 use std::path::{self, Path, PathBuf};
 
 use arch_x86_64::layout::{self, VirtioSlot};
@@ -114,11 +115,17 @@ pub struct VmConfig {
     /// A memory balloon: pages that the guest does without go back to the host
     #[arg(long, value_name = balloon::SYNTAX)]
     pub balloon: Option<BalloonConfig>,
+
     /// Connect the guest to a network: a tap, or user for a network without privileges; as often as needed. Keys: id=NAME, mac=MAC,
     /// mtu=N, queues=N, forward=tcp:HOSTPORT:GUESTPORT, bandwidth=SIZE/s, bandwidth-burst=SIZE, pps=N, pps-burst=N
     #[arg(long = "net", value_name = net::SYNTAX)]
     #[serde(rename = "net")]
     pub nets: Vec<NetConfig>,
+
+    /// Say when the guest writes 123 to the byte at 0xc0000000, as Firecracker's guests do when they have booted
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Not::not")]
+    pub boot_timer: bool,
 
     /// What kind of KVM the host has, instead of finding out
     #[arg(long, value_name = "KIND")]
@@ -192,6 +199,7 @@ impl VmConfig {
             name: self.name.or(base.name),
             boot: self.boot.or(base.boot),
             rng: self.rng || base.rng,
+            boot_timer: self.boot_timer || base.boot_timer,
             disks: if self.disks.is_empty() {
                 base.disks
             } else {

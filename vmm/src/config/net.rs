@@ -117,6 +117,11 @@ impl FromStr for NetConfig {
 }
 
 impl NetConfig {
+    /// What it is called: its id, or the number that it has among those of its guest.
+    pub fn label(&self, index: usize) -> String {
+        self.id.clone().unwrap_or_else(|| format!("net{index}"))
+    }
+
     /// Checks all that can be checked without the host.
     pub fn check(&self) -> Result<(), NetConfigError> {
         match &self.tap {

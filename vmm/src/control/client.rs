@@ -67,7 +67,10 @@ pub fn ask(name: &str, request: &Request) -> Result<Answer, ControlError> {
         .enable_io()
         .build()
         .and_then(|runtime| runtime.block_on(exchange(stream, request)));
-    let (status, body) = exchanged.map_err(silent)?;
+    let (status, is_text, body) = exchanged.map_err(silent)?;
+    if is_text {
+        return Ok(Answer::Text(String::from_utf8_lossy(&body).into_owned()));
+    }
     read(status, &body)
         .map_err(|error| silent(error.into()))?
         .map_err(|Fault { fault_message }| ControlError::Failed {
@@ -76,7 +79,7 @@ pub fn ask(name: &str, request: &Request) -> Result<Answer, ControlError> {
         })
 }
 
-async fn exchange(stream: UnixStream, request: &Request) -> io::Result<(StatusCode, Bytes)> {
+async fn exchange(stream: UnixStream, request: &Request) -> io::Result<(StatusCode, bool, Bytes)> {
     let (method, path, body) = route_of(request)?;
     stream.set_nonblocking(true)?;
     let stream = tokio::net::UnixStream::from_std(stream)?;
@@ -91,9 +94,13 @@ async fn exchange(stream: UnixStream, request: &Request) -> io::Result<(StatusCo
         .map_err(io::Error::other)?;
     let response = sender.send_request(request).await.map_err(io::Error::other)?;
     let status = response.status();
+    let is_text = response
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/"));
     let body = Limited::new(response.into_body(), MAX_ANSWER);
     let body = body.collect().await.map_err(io::Error::other)?;
-    Ok((status, body.to_bytes()))
+    Ok((status, is_text, body.to_bytes()))
 }
 
 fn read(status: StatusCode, body: &[u8]) -> serde_json::Result<Result<Answer, Fault>> {

@@ -12,6 +12,7 @@ pub use info::GuestInfo;
 
 use crate::error::Doing;
 use crate::lifecycle::Stop;
+use crate::metrics::{self, Stats};
 use crate::snapshot::{self, Rewound, SnapshotError, SnapshotOptions, Taken};
 use crate::vm::RunningVm;
 
@@ -31,6 +32,10 @@ pub enum Request {
     },
     /// Say what it is and how it is.
     Inspect,
+    /// Say what it has done.
+    Stats,
+    /// The same as Prometheus's text.
+    Metrics,
     /// Rest until it is told to go on.
     Pause,
     /// Go on.
@@ -49,6 +54,11 @@ pub enum Answer {
     Rewound(Rewound),
     /// What the guest is.
     Guest(Box<GuestInfo>),
+    /// What it has done.
+    Stats(Vec<Stats>),
+    /// A text of no other form than its own.
+    #[serde(skip)]
+    Text(String),
     /// It is so.
     Done,
 }
@@ -56,6 +66,12 @@ pub enum Answer {
 impl Request {
     /// The names of those that do something.
     pub(crate) const VERBS: [&'static str; 5] = ["snapshot", "rewind", "pause", "resume", "kill"];
+    /// Those that only ask, and what for.
+    pub(crate) const QUESTIONS: [(&'static str, Self); 3] = [
+        ("info", Self::Inspect),
+        ("stats", Self::Stats),
+        ("metrics", Self::Metrics),
+    ];
 }
 
 /// Has `vm` do what it is asked for.
@@ -71,6 +87,14 @@ pub(crate) fn perform(vm: &RunningVm, request: Request) -> Result<Answer, Snapsh
         }
         Request::Rewind { directory, disks } => snapshot::rewind(vm, &directory, disks).map(Answer::Rewound),
         Request::Inspect => Ok(Answer::Guest(Box::new(GuestInfo::of(vm)?))),
+        Request::Stats => {
+            let groups = metrics::gather(vm).doing("tell what the guest has done")?;
+            Ok(Answer::Stats(groups.into_iter().map(Stats::from).collect()))
+        }
+        Request::Metrics => {
+            let groups = metrics::gather(vm).doing("tell what the guest has done")?;
+            Ok(Answer::Text(metrics::text(vm.config().name(), &groups)))
+        }
         Request::Pause => Ok(vm.hold().map(|()| Answer::Done)?),
         Request::Resume => {
             vm.release();

@@ -5,7 +5,7 @@
 
 use std::ops::ControlFlow;
 
-use devices::{Bus, GuestRequest};
+use devices::{Bus, GuestRequest, counters};
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
     KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_WRMSR, KVM_INTERNAL_ERROR_EMULATION, kvm_run,
@@ -22,6 +22,29 @@ pub struct Buses {
     pub pio: Bus,
     /// Guest-physical memory where there is no RAM.
     pub mmio: Bus,
+}
+
+counters! {
+    /// What a vCPU has come out of the guest for. Its thread counts, in a cache line that it shares with no other.
+    #[repr(align(128))]
+    pub struct ExitCounts {
+        /// Exits for a write to an I/O port.
+        port_writes,
+        /// Exits for a read from an I/O port.
+        port_reads,
+        /// Exits for a write to a device's memory.
+        mmio_writes,
+        /// Exits for a read from a device's memory.
+        mmio_reads,
+        /// Exits for a write to an MSR that posada carries out.
+        msr_writes,
+        /// Exits for an instruction that posada completes.
+        instructions,
+        /// Exits for a signal, or as there was nothing to run.
+        interruptions,
+        /// Exits that the guest could not go on from.
+        crashes,
+    }
 }
 
 /// Why the guest does not run at the moment.
@@ -196,31 +219,48 @@ fn port_access(run: &mut kvm_run) -> Exit<'_> {
 
 /// Answers an exit: what concerns a device at once, what needs more is for the caller to do.
 #[inline(always)]
-pub fn handle(exit: Exit<'_>, buses: &Buses) -> Next {
+pub fn handle(exit: Exit<'_>, buses: &Buses, counts: &ExitCounts) -> Next {
     match exit {
         Exit::PortOut { port, width, data } if data.len() == width.max(1) => {
+            counts.port_writes.add(1);
             next(buses.pio.write(port.into(), data))
         }
         Exit::PortOut { port, width, data } => {
+            counts.port_writes.add(1);
             let mut values = data.chunks(width.max(1));
             next(values.try_for_each(|value| buses.pio.write(port.into(), value)))
         }
         Exit::PortIn { port, width, data } => {
+            counts.port_reads.add(1);
             data.chunks_mut(width.max(1))
                 .for_each(|value| buses.pio.read(port.into(), value));
             Next::Enter
         }
         Exit::Mmio { addr, data, write } => {
             if write {
+                counts.mmio_writes.add(1);
                 return next(buses.mmio.write(addr, data));
             }
+            counts.mmio_reads.add(1);
             buses.mmio.read(addr, data);
             Next::Enter
         }
-        Exit::MsrWrite { index, value } => Next::WriteMsr { index, value },
-        Exit::EmulationFailed => Next::CompleteInstruction,
-        Exit::Interrupted => Next::Check,
-        Exit::Crashed(crash) => Next::Crash(crash),
+        Exit::MsrWrite { index, value } => {
+            counts.msr_writes.add(1);
+            Next::WriteMsr { index, value }
+        }
+        Exit::EmulationFailed => {
+            counts.instructions.add(1);
+            Next::CompleteInstruction
+        }
+        Exit::Interrupted => {
+            counts.interruptions.add(1);
+            Next::Check
+        }
+        Exit::Crashed(crash) => {
+            counts.crashes.add(1);
+            Next::Crash(crash)
+        }
     }
 }
 

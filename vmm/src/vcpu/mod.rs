@@ -18,7 +18,7 @@ use std::sync::mpsc::Receiver;
 use devices::GuestRequest;
 use kvm_ioctls::VcpuFd;
 
-pub use exit::{Buses, Crash};
+pub use exit::{Buses, Crash, ExitCounts};
 pub use kick::install as install_kick_handler;
 use kick::kick;
 pub use requests::{Request, RequestError, RunningVcpu, Vcpus};
@@ -48,6 +48,8 @@ pub struct Vcpu {
     pub lifecycle: Arc<Lifecycle>,
     /// What other threads ask of it.
     pub requests: Receiver<Request>,
+    /// What it comes out of the guest for.
+    pub counts: Arc<ExitCounts>,
 }
 
 impl Vcpu {
@@ -72,7 +74,7 @@ impl Vcpu {
     /// an indirect jump costs 25 ns here: an exit leaves the CPU's branch predictor with little.
     fn run_loop(&mut self) -> Option<Stop> {
         loop {
-            let next = exit::handle(exit::enter(&mut self.fd), &self.buses);
+            let next = exit::handle(exit::enter(&mut self.fd), &self.buses, &self.counts);
             if next != Next::Enter
                 && let ControlFlow::Break(stop) = self.attend_to(next)
             {

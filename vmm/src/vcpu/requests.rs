@@ -12,7 +12,7 @@ use thiserror::Error;
 use tracing::debug;
 
 use super::state::{self, CpuRestore, VcpuState};
-use super::{Vcpu, kick};
+use super::{ExitCounts, Vcpu, kick};
 use crate::error::{Doing, Error};
 use crate::lifecycle::Stop;
 
@@ -101,6 +101,7 @@ impl Vcpu {
 pub struct RunningVcpu {
     pub(super) thread: JoinHandle<()>,
     pub(super) requests: Sender<Request>,
+    pub(super) counts: Arc<ExitCounts>,
 }
 
 /// All vCPUs of a machine. Dropping them ends their threads, once the machine has been stopped.
@@ -147,6 +148,11 @@ impl Vcpus {
         answers.iter().try_for_each(receive)
     }
 
+    /// What each has come out of the guest for.
+    pub fn exit_counts(&self) -> impl Iterator<Item = &ExitCounts> {
+        self.0.iter().map(|vcpu| &*vcpu.counts)
+    }
+
     /// Lets them go on.
     pub fn resume(&self) {
         for vcpu in &self.0 {
@@ -183,7 +189,7 @@ impl RunningVcpu {
 impl Drop for Vcpus {
     fn drop(&mut self) {
         self.0.iter().for_each(RunningVcpu::kick);
-        for RunningVcpu { thread, requests } in self.0.drain(..) {
+        for RunningVcpu { thread, requests, .. } in self.0.drain(..) {
             drop(requests);
             if thread.join().is_err() {
                 debug!("a vCPU's thread had panicked");

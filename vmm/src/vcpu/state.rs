@@ -18,7 +18,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 
-use super::exit::{self, Buses, Next};
+use super::exit::{self, Buses, ExitCounts, Next};
 use crate::error::{Doing, Error};
 use msrs::MsrNumbers;
 
@@ -272,9 +272,11 @@ pub fn tell_of_pause(vcpu: &VcpuFd) -> Result<(), Error> {
 /// `immediate_exit` KVM_RUN does that and nothing else, and takes over registers from the run page (KVM API, §5 "kvm_run"). An access
 /// in two pieces comes out a second time, and is answered like the first. `immediate_exit` stays: a kick that came meanwhile has set it, too.
 fn settle(vcpu: &mut VcpuFd, buses: &Buses) -> Result<(), Error> {
+    // Not the run loop's.
+    let counts = ExitCounts::default();
     loop {
         vcpu.set_kvm_immediate_exit(1);
-        match exit::handle(exit::enter(vcpu), buses) {
+        match exit::handle(exit::enter(vcpu), buses, &counts) {
             Next::Check => return Ok(()),
             Next::Enter => {}
             other => return Err(Error::Unsettled(format!("{other:?}"))),

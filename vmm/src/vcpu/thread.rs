@@ -16,7 +16,7 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use super::features::CpuFeatures;
 use super::requests::{Request, RunningVcpu};
 use super::state::StateFormat;
-use super::{Buses, Vcpu, setup};
+use super::{Buses, ExitCounts, Vcpu, setup};
 use crate::error::{Doing, Error};
 use crate::host::HostKind;
 use crate::lifecycle::{Lifecycle, Stop};
@@ -90,6 +90,7 @@ struct Start {
     begin: Begin,
     lifecycle: Arc<Lifecycle>,
     requests: Receiver<Request>,
+    counts: Arc<ExitCounts>,
 }
 
 /// The thread of a vCPU that has not run. Dropping it ends the thread.
@@ -134,15 +135,18 @@ impl VcpuThread {
     /// Lets the vCPU run.
     pub fn start(self, buses: Arc<Buses>, begin: Begin, lifecycle: Arc<Lifecycle>) -> RunningVcpu {
         let (requests, receiver) = mpsc::channel();
+        let counts = Arc::<ExitCounts>::default();
         let _ = self.start.send(Start {
             buses,
             begin,
             lifecycle,
             requests: receiver,
+            counts: counts.clone(),
         });
         RunningVcpu {
             thread: self.thread,
             requests,
+            counts,
         }
     }
 }
@@ -171,6 +175,7 @@ fn live(
         begin,
         lifecycle,
         requests,
+        counts,
     }) = start.recv()
     else {
         return;
@@ -191,6 +196,7 @@ fn live(
         pvm,
         lifecycle,
         requests,
+        counts,
     }
     .run(matches!(begin, Begin::Rest));
 }

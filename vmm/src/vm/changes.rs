@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use devices::disk::{DiskError, Image};
-use devices::virtio::balloon::{Balloon, Statistics};
+use devices::virtio::balloon::{Balloon, PAGE_SIZE, Statistics};
 use devices::virtio::{Difference, StateError};
 use thiserror::Error;
 
@@ -149,6 +149,12 @@ impl RunningVm {
         }
         let (wanted, actual) = balloon.device.pages();
         Ok((wanted, actual, balloon.device.statistics().unwrap_or_default()))
+    }
+
+    /// Bytes that the guest is asked for, and has handed over, if it has a balloon.
+    pub fn balloon_bytes(&self) -> Option<(u64, u64)> {
+        let (wanted, actual) = self.balloon().ok()?.device.pages();
+        Some((u64::from(wanted) * PAGE_SIZE, u64::from(actual) * PAGE_SIZE))
     }
 
     fn balloon(&self) -> Result<&Placed<Balloon>, ChangeError> {

@@ -22,6 +22,8 @@ use super::{
     Activation, Chain, DeviceState, Difference, Interrupt, Queue, QueueError, QueueState, Trouble,
     VirtioDevice, Worker, forget, lock, read_config_bytes, watch,
 };
+use crate::counters;
+use crate::counters::{Counters, Sample};
 use pages::PageList;
 pub use stats::Statistics;
 use stats::StatsPoll;
@@ -61,6 +63,17 @@ pub struct BalloonOptions {
     pub stats: Option<Duration>,
 }
 
+counters! {
+    struct Counts {
+        /// Pages that the guest handed over.
+        inflated_pages,
+        /// Requests to have pages back.
+        deflations,
+        /// Bytes of free memory that the guest reported.
+        reported_bytes,
+    }
+}
+
 /// The balloon device.
 pub struct Balloon {
     options: BalloonOptions,
@@ -76,6 +89,7 @@ pub struct Balloon {
     actual: Arc<AtomicU32>,
     /// The driver has been asked for another number of pages, before it had this balloon: it is to be told.
     asks_anew: AtomicBool,
+    counts: Arc<Counts>,
 }
 
 /// What the driver of a balloon knows.
@@ -98,6 +112,7 @@ impl Balloon {
             interrupt: Mutex::default(),
             actual: Arc::default(),
             asks_anew: AtomicBool::new(false),
+            counts: Arc::default(),
         }
     }
 
@@ -231,7 +246,12 @@ impl VirtioDevice for Balloon {
             reporting: Self::reporting_queue(&mut activation)?,
             chain: Chain::new(QUEUE_SIZES[INFLATE]),
             pages: PageList::new(),
+            counts: self.counts.clone(),
         })])
+    }
+
+    fn counts(&self) -> Vec<Sample> {
+        self.counts.read()
     }
 }
 
@@ -251,6 +271,7 @@ struct BalloonWorker {
     reporting: Option<Queue>,
     chain: Chain,
     pages: PageList,
+    counts: Arc<Counts>,
 }
 
 impl BalloonWorker {
@@ -264,12 +285,17 @@ impl BalloonWorker {
                             queue.interrupt().report(trouble, &what);
                         }
                     }
+                    self.counts.inflated_pages.add(self.pages.len() as u64);
                     0
                 }),
             // The pages are the guest's again as soon as it touches them.
-            (token::DEFLATE, ..) => self.deflate.serve(REQUESTS_A_TURN, &mut self.chain, |_, _| 0),
+            (token::DEFLATE, ..) => self.deflate.serve(REQUESTS_A_TURN, &mut self.chain, |_, _| {
+                self.counts.deflations.add(1);
+                0
+            }),
             (token::REPORTING, _, Some(queue)) => {
                 queue.serve(REQUESTS_A_TURN, &mut self.chain, |queue, chain| {
+                    self.counts.reported_bytes.add(chain.writable_len().into());
                     if let Err(error) = release::release_buffers(chain) {
                         queue.interrupt().report(Trouble::Host, &error);
                     }

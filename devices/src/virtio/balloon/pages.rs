@@ -41,6 +41,11 @@ impl PageList {
         Err((Trouble::Guest, what))
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Gives them back to the host.
     ///
     /// Few large ranges and not many pages, since each call to the host costs as much as a hundred pages in one.

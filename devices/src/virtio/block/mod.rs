@@ -1,6 +1,7 @@
 //! Disks (§5.2): an image on the host, as one or more queues of requests.
 
 mod config;
+mod counts;
 mod flushes;
 pub mod request;
 mod slots;
@@ -18,8 +19,10 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::{Activation, DeviceState, Difference, Queue, VirtioDevice, Worker, lock, read_config_bytes};
+use crate::counters::{Counters, Sample};
 use crate::disk::{Engine, EngineKind, Image};
 use crate::rate_limit::RateLimit;
+use counts::Counts;
 use request::ID_BYTES;
 use worker::{BlockWorker, Setup};
 
@@ -54,6 +57,8 @@ pub struct Block {
     queue_sizes: Vec<u16>,
     /// The driver knows another image, before it had this one: it is to be told.
     image_has_changed: AtomicBool,
+    /// By queue index.
+    counts: Vec<Arc<Counts>>,
 }
 
 impl Block {
@@ -67,14 +72,16 @@ impl Block {
         } else {
             format!("disk '{}'", options.id)
         };
+        let queues = usize::from(options.queues.clamp(1, MAX_QUEUES));
         Self {
             name,
             id,
             image: Mutex::new(Arc::new(image)),
             engine: options.engine,
             limit: Mutex::new(Arc::new(options.limit)),
-            queue_sizes: vec![QUEUE_SIZE; usize::from(options.queues.clamp(1, MAX_QUEUES))],
+            queue_sizes: vec![QUEUE_SIZE; queues],
             image_has_changed: AtomicBool::new(false),
+            counts: (0..queues).map(|_| Arc::default()).collect(),
         }
     }
 
@@ -123,12 +130,14 @@ impl Block {
     }
 
     fn worker(&self, queue: Queue, write_through: bool) -> io::Result<Box<dyn Worker>> {
+        let counts = self.counts.get(usize::from(queue.index())).cloned();
         let setup = Setup {
             engine: self.engine(queue.size())?,
             image: self.image(),
             limit: lock(&self.limit).clone(),
             id: self.id,
             write_through,
+            counts: counts.unwrap_or_default(),
         };
         Ok(Box::new(BlockWorker::new(queue, setup)?))
     }
@@ -180,5 +189,9 @@ impl VirtioDevice for Block {
             .chain(others)
             .map(|queue| self.worker(queue, write_through))
             .collect()
+    }
+
+    fn counts(&self) -> Vec<Sample> {
+        Counts::sum(self.counts.iter().map(|counts| &**counts))
     }
 }

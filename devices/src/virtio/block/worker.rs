@@ -8,6 +8,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::EXTENT_SECTORS;
+use super::counts::Counts;
 use super::flushes::Flushes;
 use super::request::{self, Extent, ID_BYTES, Limits, Request, Status};
 use super::slots::{Allocate, Doing, Slots};
@@ -29,6 +30,7 @@ pub(super) struct Setup {
     pub id: [u8; ID_BYTES],
     /// Writes are to be durable when they are done.
     pub write_through: bool,
+    pub counts: Arc<Counts>,
 }
 
 pub(super) struct BlockWorker {
@@ -48,6 +50,7 @@ pub(super) struct BlockWorker {
     /// The limit holds a request back until the timer rings.
     held_back: bool,
     poll: Poll,
+    counts: Arc<Counts>,
 }
 
 impl BlockWorker {
@@ -70,6 +73,7 @@ impl BlockWorker {
             timer,
             held_back: false,
             poll: Poll::default(),
+            counts: setup.counts,
         })
     }
 
@@ -168,6 +172,7 @@ impl BlockWorker {
         let Err(wait) = self.limit.take(bytes) else {
             return true;
         };
+        self.counts.stalls.add(1);
         match timer.reset(wait, None) {
             Ok(()) => self.held_back = true,
             // Without a timer the doorbell is what comes next.
@@ -178,6 +183,7 @@ impl BlockWorker {
 
     #[inline]
     fn begin(&mut self, request: Request) -> Result<(), QueueError> {
+        self.counts.begun(&request);
         let nothing = Extent { offset: 0, len: 0 };
         let (doing, extent) = match request {
             Request::Read(extent) => (Doing::Read, extent),
@@ -213,6 +219,7 @@ impl BlockWorker {
 
     /// Answers a request that the engine has nothing to do with.
     fn answer(&mut self, status: Status, written: u32) -> Result<(), QueueError> {
+        self.counts.ended(status);
         self.chain.write(self.chain.writable_len() - 1, &[status as u8]);
         self.queue.complete(self.chain.head(), written)
     }
@@ -253,6 +260,7 @@ impl BlockWorker {
         if let Some(flushes) = &mut self.flushes {
             flushes.ended(tag);
         }
+        self.counts.ended(status);
         let (head, written) = self.slots.end(tag, status);
         self.queue.complete(head, written)
     }

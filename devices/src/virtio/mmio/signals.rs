@@ -8,6 +8,7 @@ use tracing::{debug, warn};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::registers as reg;
+use crate::counters;
 use crate::virtio::{Interrupt, Trouble};
 
 /// What the driver has been told, as a snapshot has it.
@@ -21,6 +22,16 @@ pub struct SignalsState {
     pub generation: u32,
 }
 
+counters! {
+    /// What went wrong. Any thread counts.
+    pub(super) struct Troubles {
+        /// Mistakes of the guest's driver.
+        guest_errors,
+        /// Failures of the host.
+        host_errors,
+    }
+}
+
 pub(super) struct Signals {
     name: String,
     line: EventFd,
@@ -29,6 +40,7 @@ pub(super) struct Signals {
     generation: AtomicU32,
     /// Has the log heard of the guest's doings, of the host's?
     reported: [AtomicBool; 2],
+    counts: Troubles,
 }
 
 impl Signals {
@@ -40,7 +52,12 @@ impl Signals {
             needs_reset: AtomicBool::new(false),
             generation: AtomicU32::new(0),
             reported: [const { AtomicBool::new(false) }; 2],
+            counts: Troubles::default(),
         }
+    }
+
+    pub(super) fn counts(&self) -> &Troubles {
+        &self.counts
     }
 
     pub(super) fn interrupt_status(&self) -> u32 {
@@ -130,10 +147,11 @@ impl Interrupt for Signals {
     }
 
     fn report(&self, trouble: Trouble, what: &dyn fmt::Display) {
-        let reported = match trouble {
-            Trouble::Guest => &self.reported[0],
-            Trouble::Host => &self.reported[1],
+        let (reported, count) = match trouble {
+            Trouble::Guest => (&self.reported[0], &self.counts.guest_errors),
+            Trouble::Host => (&self.reported[1], &self.counts.host_errors),
         };
+        count.add_shared();
         if reported.swap(true, Ordering::Relaxed) {
             debug!("{}: {what}", self.name);
         } else {

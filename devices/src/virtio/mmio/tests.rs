@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::counters::Sample;
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::{ACKNOWLEDGE, Buffer, DRIVER, Driver, DriverQueue, RUNNING, memory};
 use crate::virtio::{Activation, DeviceState, Difference, Worker};
@@ -32,7 +33,7 @@ fn start(guest: &Driver) -> DriverQueue {
 
 #[test]
 fn a_driver_finds_negotiates_and_uses_a_device() {
-    let guest = machine(Arc::new(Rng));
+    let guest = machine(Arc::new(Rng::default()));
     assert_eq!((guest.read(0), guest.read(4), guest.read(8)), (0x7472_6976, 2, 4));
     assert_ne!(guest.offered() & 1 << VIRTIO_F_VERSION_1, 0);
     assert_eq!(guest.read(reg::QUEUE_SIZE_MAX), 64);
@@ -56,7 +57,7 @@ fn a_driver_finds_negotiates_and_uses_a_device() {
 
 #[test]
 fn a_reset_stops_the_device_and_forgets_everything() {
-    let guest = machine(Arc::new(Rng));
+    let guest = machine(Arc::new(Rng::default()));
     let mut queue = start(&guest);
     guest.reset();
     assert_eq!((guest.status(), guest.read(reg::QUEUE_READY)), (0, 0));
@@ -73,7 +74,7 @@ fn a_reset_stops_the_device_and_forgets_everything() {
 #[test]
 fn features_are_agreed_on_before_the_device_runs() {
     for features in [0, 1 << VIRTIO_F_VERSION_1 | 1 << 63, u64::MAX] {
-        let guest = machine(Arc::new(Rng));
+        let guest = machine(Arc::new(Rng::default()));
         guest.negotiate(features);
         assert_eq!(
             guest.status(),
@@ -87,7 +88,7 @@ fn features_are_agreed_on_before_the_device_runs() {
             "and without it no DRIVER_OK"
         );
     }
-    let guest = machine(Arc::new(Rng));
+    let guest = machine(Arc::new(Rng::default()));
     start(&guest);
     guest.write(reg::DRIVER_FEATURES, u32::MAX);
     guest.write(reg::STATUS, ACKNOWLEDGE);
@@ -109,7 +110,7 @@ fn a_malformed_queue_ends_in_needs_reset_and_a_reset_mends_it() {
         |queue| queue.used_ring += 2,
     ];
     for change in malformed {
-        let guest = machine(Arc::new(Rng));
+        let guest = machine(Arc::new(Rng::default()));
         guest.negotiate(1 << VIRTIO_F_VERSION_1);
         let mut queue = good;
         change(&mut queue);
@@ -126,7 +127,7 @@ fn a_malformed_queue_ends_in_needs_reset_and_a_reset_mends_it() {
 
 #[test]
 fn a_driver_without_the_queue_that_the_device_needs_is_told_to_reset() {
-    let guest = machine(Arc::new(Rng));
+    let guest = machine(Arc::new(Rng::default()));
     guest.negotiate(1 << VIRTIO_F_VERSION_1);
     guest.let_work();
     assert_eq!(guest.status(), RUNNING | DEVICE_NEEDS_RESET);
@@ -134,7 +135,7 @@ fn a_driver_without_the_queue_that_the_device_needs_is_told_to_reset() {
 
 #[test]
 fn a_fault_while_running_is_told_and_other_rings_are_ignored() {
-    let guest = machine(Arc::new(Rng));
+    let guest = machine(Arc::new(Rng::default()));
     let mut queue = start(&guest);
     queue.jump(SIZE + 1);
     guest.ring(0);
@@ -149,7 +150,7 @@ fn a_fault_while_running_is_told_and_other_rings_are_ignored() {
 
 #[test]
 fn a_queue_does_not_change_while_it_is_ready() {
-    let guest = machine(Arc::new(Rng));
+    let guest = machine(Arc::new(Rng::default()));
     let mut queue = start(&guest);
     guest.write(reg::QUEUE_DESC_LOW, 0);
     guest.write(reg::QUEUE_READY, 1);
@@ -161,7 +162,7 @@ fn a_queue_does_not_change_while_it_is_ready() {
 
 #[test]
 fn a_driver_can_be_done_with_a_queue_of_a_running_device() {
-    let guest = machine(Arc::new(Rng));
+    let guest = machine(Arc::new(Rng::default()));
     let mut queue = start(&guest);
     queue.add(&[Buffer::Write(DATA, 8)]);
     guest.write(reg::QUEUE_READY, 0);
@@ -223,6 +224,10 @@ impl VirtioDevice for Notebook {
     fn start(&self, _activation: Activation) -> io::Result<Vec<Box<dyn Worker>>> {
         Err(io::Error::other("the host has run out of ink"))
     }
+
+    fn counts(&self) -> Vec<Sample> {
+        Vec::new()
+    }
 }
 
 #[test]
@@ -244,7 +249,7 @@ fn the_configuration_space_takes_accesses_of_every_width() {
 
 #[test]
 fn registers_take_aligned_words_only() {
-    let guest = machine(Arc::new(Rng));
+    let guest = machine(Arc::new(Rng::default()));
     for (offset, width) in [(0, 1), (0, 2), (0, 8), (1, 4), (2, 4), (0xfe, 4), (0xff, 8)] {
         let mut data = vec![0xee; width];
         guest.transport.read(offset, &mut data);

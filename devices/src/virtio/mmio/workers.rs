@@ -52,6 +52,7 @@ impl MmioTransport {
             doorbell: self.doorbells[usize::from(index)].try_clone()?,
             interrupt: self.signals.clone(),
             indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
+            counts: self.counts[usize::from(index)].clone(),
         };
         let state = QueueState {
             event_idx_enabled: has(VIRTIO_RING_F_EVENT_IDX),

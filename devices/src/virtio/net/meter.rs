@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tracing::debug;
 use vmm_sys_util::timerfd::TimerFd;
 
+use crate::counters::Counter;
 use crate::rate_limit::RateLimit;
 
 /// Lets frames pass at the rate of a limit that is shared with the other pairs.
@@ -34,13 +35,13 @@ impl Meter {
         })
     }
 
-    /// Whether a frame may pass now; if not, the timer rings when it may.
+    /// Whether a frame may pass now; if not, the timer rings when it may, and it is counted among the `stalls`.
     #[inline]
-    pub fn lets_pass(&mut self) -> bool {
-        self.timer.is_none() || self.is_paid()
+    pub fn lets_pass(&mut self, stalls: &Counter) -> bool {
+        self.timer.is_none() || self.is_paid(stalls)
     }
 
-    fn is_paid(&mut self) -> bool {
+    fn is_paid(&mut self, stalls: &Counter) -> bool {
         let (Some(owed), Some(timer)) = (self.owed, &mut self.timer) else {
             return true;
         };
@@ -52,7 +53,10 @@ impl Meter {
             return true;
         };
         match timer.reset(wait, None) {
-            Ok(()) => self.held_back = true,
+            Ok(()) => {
+                stalls.add(1);
+                self.held_back = true;
+            }
             // Without a timer nothing would ever pass again.
             Err(error) => debug!("a rate limit's timer cannot be set: {error}"),
         }

@@ -10,6 +10,7 @@
 //! call each, straight between guest memory and the kernel: the guest's header is what the tap driver takes and gives.
 
 mod control;
+mod counts;
 mod frames;
 mod link;
 mod meter;
@@ -33,8 +34,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::*;
 
 use super::{Activation, DeviceState, Difference, Queue, VirtioDevice, Worker, read_config_bytes};
+use crate::counters::{Counters, Sample};
 use crate::rate_limit::RateLimit;
 use control::Control;
+use counts::Counts;
 use frames::Frames;
 use link::Link;
 use pair::Pair;
@@ -86,6 +89,8 @@ pub struct Net {
     pairs_in_use: Arc<AtomicU16>,
     /// The driver knows another status of the link, before it had this network: it is to be told.
     link_has_changed: AtomicBool,
+    /// By pair.
+    counts: Vec<Arc<Counts>>,
 }
 
 /// What a network is beside its end on the host.
@@ -142,6 +147,7 @@ impl Net {
             link: Arc::new(Link::new()),
             pairs_in_use: Arc::new(AtomicU16::new(1)),
             link_has_changed: AtomicBool::new(false),
+            counts: (0..queues / 2).map(|_| Arc::default()).collect(),
         }
     }
 
@@ -187,12 +193,14 @@ impl Net {
         } else {
             ETHERNET + usize::from(self.mtu().max(DEFAULT_MTU))
         };
+        let counts = self.counts.get(usize::from(queues[0].index() / 2)).cloned();
         let setup = pair::Setup {
             mergeable: features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0,
             largest: HEADER + largest,
             limits: self.limits().clone(),
             link: self.link.clone(),
             switch,
+            counts: counts.unwrap_or_default(),
         };
         Ok(Box::new(Pair::new(queues, frames, setup)?))
     }
@@ -309,6 +317,10 @@ impl VirtioDevice for Net {
                 Ok(vec![self.pair(activation.features, queues, frames, switch)?])
             }
         }
+    }
+
+    fn counts(&self) -> Vec<Sample> {
+        Counters::sum(self.counts.iter().map(|counts| &**counts))
     }
 }
 

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use tracing::warn;
 
+use super::HEADER;
+use super::counts::Counts;
 use super::frames::Frames;
 use super::link::Link;
 use super::meter::Meter;
@@ -45,6 +47,7 @@ pub struct Pair<F: Frames> {
     full: bool,
     /// What the host's end is watched for, if it is.
     watched: Option<EventSet>,
+    counts: Arc<Counts>,
 }
 
 /// What a pair is made of beside its queues and the host's end.
@@ -59,6 +62,8 @@ pub struct Setup {
     pub link: Arc<Link>,
     /// Of this pair.
     pub switch: Arc<Switch>,
+    /// Of this pair.
+    pub counts: Arc<Counts>,
 }
 
 impl<F: Frames> Pair<F> {
@@ -69,7 +74,7 @@ impl<F: Frames> Pair<F> {
         Ok(Self {
             rx: Receiver::new(rx, setup.mergeable),
             rx_meter: Meter::new(rx_limit)?,
-            tx: Sender::new(tx),
+            tx: Sender::new(tx, setup.counts.clone()),
             tx_meter: Meter::new(tx_limit)?,
             frames,
             largest: setup.largest,
@@ -79,6 +84,7 @@ impl<F: Frames> Pair<F> {
             starved: false,
             full: false,
             watched: None,
+            counts: setup.counts,
         })
     }
 
@@ -128,12 +134,13 @@ impl<F: Frames> Pair<F> {
             return Ok(any);
         }
         for _ in 0..BATCH {
-            if !self.rx_meter.lets_pass() {
+            if !self.rx_meter.lets_pass(&self.counts.rx_stalls) {
                 break;
             }
             match self.receive_one() {
                 Ok(true) => any = true,
                 Ok(false) => {
+                    self.counts.rx_starved.add(1);
                     self.starved = true;
                     break;
                 }
@@ -166,8 +173,11 @@ impl<F: Frames> Pair<F> {
             let what =
                 format_args!("a frame did not fit the {room} bytes of its receive buffers and was dropped");
             self.rx.queue.interrupt().report(Trouble::Guest, &what);
+            self.counts.rx_dropped.add(1);
         } else {
             self.rx.deliver(received)?;
+            self.counts.rx_frames.add(1);
+            self.counts.rx_bytes.add(received.saturating_sub(HEADER) as u64);
         }
         Ok(true)
     }
@@ -181,7 +191,7 @@ impl<F: Frames> Pair<F> {
                 if !self.tx.discard()? {
                     break;
                 }
-            } else if !self.tx_meter.lets_pass() {
+            } else if !self.tx_meter.lets_pass(&self.counts.tx_stalls) {
                 break;
             } else {
                 match self.tx.send(&mut self.frames)? {
@@ -189,6 +199,7 @@ impl<F: Frames> Pair<F> {
                     Sent::Nothing => break,
                     Sent::Refused(error) => {
                         self.full = is_temporary(&error);
+                        self.counts.tx_full.add(self.full.into());
                         self.lost(&error);
                         break;
                     }

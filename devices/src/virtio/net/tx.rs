@@ -1,7 +1,9 @@
 //! The transmit queue (§5.1.6.2): each chain is a frame with its header, which goes out by one system call.
 
 use std::io;
+use std::sync::Arc;
 
+use super::counts::Counts;
 use super::frames::Frames;
 use super::{HEADER, MAX_FRAME, MIN_FRAME};
 use crate::virtio::{Chain, Queue, QueueError, Trouble};
@@ -21,13 +23,15 @@ pub enum Sent {
 pub struct Sender {
     pub queue: Queue,
     chain: Chain,
+    counts: Arc<Counts>,
 }
 
 impl Sender {
-    pub fn new(queue: Queue) -> Self {
+    pub fn new(queue: Queue, counts: Arc<Counts>) -> Self {
         Self {
             chain: Chain::new(queue.size()),
             queue,
+            counts,
         }
     }
 
@@ -37,34 +41,36 @@ impl Sender {
         if !self.queue.pop(&mut self.chain)? {
             return Ok(Sent::Nothing);
         }
-        if !self.is_frame() {
-            let what = format_args!("a frame of {} bytes", self.chain.readable_len());
+        let len = self.chain.readable_len() as usize;
+        // What is wrong in the header or the frame, the kernel finds.
+        if !(HEADER + MIN_FRAME..=HEADER + MAX_FRAME).contains(&len) {
+            let what = format_args!("a frame of {len} bytes");
             self.queue.interrupt().report(Trouble::Guest, &what);
+            self.counts.tx_dropped.add(1);
         } else {
             // SAFETY: the buffers were checked to be guest memory when the chain was walked, and are mapped as long as
             // the queue lives; together they hold more than a header.
             let sent = unsafe { frames.send(self.chain.readable()) };
-            if let Err(error) = sent {
-                if is_refusal(&error) {
+            match sent {
+                Ok(()) => {
+                    self.counts.tx_frames.add(1);
+                    self.counts.tx_bytes.add((len - HEADER) as u64);
+                }
+                Err(error) if is_refusal(&error) => {
                     self.queue.undo_pop();
                     return Ok(Sent::Refused(error));
                 }
-                self.dropped(&error);
+                Err(error) => self.dropped(&error),
             }
         }
         self.queue.complete(self.chain.head(), 0)?;
-        Ok(Sent::Frame(self.chain.readable_len() as usize))
-    }
-
-    /// Whether the chain can be a frame at all. What is wrong in the header or the frame, the kernel finds.
-    fn is_frame(&self) -> bool {
-        let len = self.chain.readable_len() as usize;
-        (HEADER + MIN_FRAME..=HEADER + MAX_FRAME).contains(&len)
+        Ok(Sent::Frame(len))
     }
 
     /// Says once why frames are lost.
     #[cold]
     fn dropped(&self, error: &io::Error) {
+        self.counts.tx_dropped.add(1);
         let interrupt = self.queue.interrupt();
         match error.raw_os_error() {
             Some(libc::EINVAL) => interrupt.report(
@@ -81,6 +87,7 @@ impl Sender {
         let any = self.queue.pop(&mut self.chain)?;
         if any {
             self.queue.complete(self.chain.head(), 0)?;
+            self.counts.tx_dropped.add(1);
         }
         Ok(any)
     }

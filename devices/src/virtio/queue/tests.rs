@@ -182,6 +182,7 @@ fn indirect_descriptors_need_the_feature() {
         doorbell: EventFd::new(0).unwrap(),
         interrupt: Arc::new(Recorder::default()),
         indirect: false,
+        counts: Arc::default(),
     };
     let mut queue = Queue::new(driver.state(), parts).unwrap();
     let mut driver = DriverQueue::new(queue.memory(), BASE, SIZE);
@@ -204,6 +205,7 @@ fn a_queue_that_is_not_all_in_memory_or_not_aligned_is_refused() {
             doorbell: EventFd::new(0).unwrap(),
             interrupt: Arc::new(Recorder::default()),
             indirect: true,
+            counts: Arc::default(),
         };
         Queue::new(state, parts).err()
     };

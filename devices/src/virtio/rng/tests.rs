@@ -11,7 +11,10 @@ const QUEUE_SIZE: u16 = 8;
 
 fn start() -> (Started, GuestMemory) {
     let memory = memory(0x20_0000);
-    (Started::new(&Rng, &memory, 0x1000, QUEUE_SIZE, 0), memory)
+    (
+        Started::new(&Rng::default(), &memory, 0x1000, QUEUE_SIZE, 0),
+        memory,
+    )
 }
 
 fn bytes(memory: &GuestMemory, at: u64, len: usize) -> Vec<u8> {

@@ -6,6 +6,7 @@
 
 mod backlog;
 mod connection;
+mod counts;
 mod credit;
 mod host;
 mod notice;
@@ -25,6 +26,8 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use super::{Activation, DeviceState, Difference, VirtioDevice, Worker, read_config_bytes};
+use crate::counters::{Counters, Sample};
+use counts::Counts;
 use notice::Notice;
 use switchboard::{Cids, HostSide, Switchboard};
 use worker::{Queues, VsockWorker};
@@ -57,6 +60,7 @@ pub struct Vsock {
     host: Arc<HostSide>,
     /// The CID of the device that the driver had before this one: it is to be told.
     former_cid: Mutex<Option<u64>>,
+    counts: Arc<Counts>,
 }
 
 impl Vsock {
@@ -76,6 +80,7 @@ impl Vsock {
             cid,
             host,
             former_cid: Mutex::default(),
+            counts: Arc::default(),
         };
         Ok((device, file))
     }
@@ -138,7 +143,12 @@ impl VirtioDevice for Vsock {
             guest: self.cid,
             former: former_cid,
         };
-        let switchboard = Switchboard::new(self.host.clone(), cids, activation.interrupt.clone());
+        let switchboard = Switchboard::new(
+            self.host.clone(),
+            cids,
+            activation.interrupt.clone(),
+            self.counts.clone(),
+        );
         let event = activation.take(EVENT).ok();
         let (event, notice) = match (event, former_cid) {
             (Some(queue), Some(_)) => (None, Some(Notice::new(queue)?)),
@@ -151,5 +161,9 @@ impl VirtioDevice for Vsock {
             notice,
         };
         Ok(vec![Box::new(VsockWorker::new(queues, switchboard))])
+    }
+
+    fn counts(&self) -> Vec<Sample> {
+        self.counts.read()
     }
 }

@@ -17,6 +17,7 @@ use tracing::debug;
 
 use super::super::{Chain, Interrupt, Trouble, forget, watch};
 use super::connection::{Connection, Key, Phase, Verdict};
+use super::counts::Counts;
 use super::host::{Greeting, Handshake, connect_to_port};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, TYPE_STREAM, op};
 use super::table::Table;
@@ -59,10 +60,11 @@ pub struct Switchboard {
     next_handshake: usize,
     listening: bool,
     guest_has_buffers: bool,
+    counts: Arc<Counts>,
 }
 
 impl Switchboard {
-    pub fn new(host: Arc<HostSide>, cids: Cids, interrupt: Arc<dyn Interrupt>) -> Self {
+    pub fn new(host: Arc<HostSide>, cids: Cids, interrupt: Arc<dyn Interrupt>, counts: Arc<Counts>) -> Self {
         Self {
             host,
             cids,
@@ -74,6 +76,7 @@ impl Switchboard {
             next_handshake: 0,
             listening: false,
             guest_has_buffers: true,
+            counts,
         }
     }
 
@@ -102,6 +105,7 @@ impl Switchboard {
 
     /// Takes the guest's packet in `chain`.
     pub fn take_packet(&mut self, chain: &Chain, ops: &mut EventOps) {
+        self.counts.tx_packets.add(1);
         let mut bytes = [0; HEADER_SIZE as usize];
         if !chain.read(0, &mut bytes) {
             return self.complain("a packet that is shorter than its header");
@@ -141,6 +145,7 @@ impl Switchboard {
     /// The answer to a packet of no connection's (§5.10.6.5), unless that is such an answer itself.
     fn refuse(&mut self, header: &Header) {
         if header.op != op::RST {
+            self.counts.refusals.add(1);
             self.resets.push_back(Header {
                 src_port: header.dst_port,
                 dst_port: header.src_port,
@@ -178,6 +183,7 @@ impl Switchboard {
             debug!("vsock: no more connections than there are");
             return None;
         };
+        self.counts.connections.add(1);
         self.settle(number, ops);
         Some(number)
     }
@@ -187,7 +193,12 @@ impl Switchboard {
             return;
         };
         match connection.take(header, chain) {
-            Verdict::Fine => self.settle(number, ops),
+            Verdict::Fine => {
+                if header.op == op::RW {
+                    self.counts.tx_bytes.add(header.len.into());
+                }
+                self.settle(number, ops);
+            }
             Verdict::Closed => {
                 self.refuse(header);
                 self.drain(number, ops);
@@ -286,6 +297,8 @@ impl Switchboard {
             ..header
         };
         chain.write(0, &header.to_bytes());
+        self.counts.rx_packets.add(1);
+        self.counts.rx_bytes.add(header.len.into());
         HEADER_SIZE + header.len
     }
 

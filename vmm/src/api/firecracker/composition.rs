@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::devices::{self, Balloon, Drive, Entropy, NetworkInterface, Serial, Vsock};
 use super::logger::Logger;
 use super::machine::{BootSource, CpuConfig, MachineConfig};
+use super::metrics::Metrics;
 use crate::config::{ByteSize, VmConfig};
 
 /// A guest to be, or that is. In JSON it is what `/vm/config` tells, and what `--config-file` has.
@@ -28,7 +29,8 @@ pub struct Composition {
     logger: Option<Logger>,
     /// CPUs and memory.
     pub machine_config: MachineConfig,
-    metrics: Option<Value>,
+    #[serde(skip_serializing)]
+    metrics: Option<Metrics>,
     memory_hotplug: Option<Value>,
     mmds_config: Option<Value>,
     /// Networks.
@@ -89,14 +91,13 @@ impl Composition {
         machine == Self::default()
     }
 
-    /// Of a file: one that is whole. Returns also how its log is to be.
+    /// Of a file: one that is whole. Returns also how its log and its metrics are to be.
     ///
     /// # Errors
     /// A part of it cannot be.
-    pub fn from_json(text: &[u8]) -> Result<(Self, Option<Logger>), String> {
+    pub fn from_json(text: &[u8]) -> Result<(Self, Option<Logger>, Option<Metrics>), String> {
         let read: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         for (what, is_there) in [
-            ("metrics", read.metrics.is_some()),
             ("memory-hotplug", read.memory_hotplug.is_some()),
             ("mmds-config", read.mmds_config.is_some()),
             ("pmem", !read.pmem.is_empty()),
@@ -123,7 +124,7 @@ impl Composition {
         read.serial
             .map_or(Ok(()), |serial| composition.set_serial(serial))?;
         composition.config(&VmConfig::default())?;
-        Ok((composition, read.logger))
+        Ok((composition, read.logger, read.metrics))
     }
 
     /// The guest as posada builds it; what is not said here is as in `base`.

@@ -169,7 +169,7 @@ impl Drive {
 
     fn of(index: usize, disk: &DiskConfig) -> Self {
         Self {
-            drive_id: disk.id.clone().unwrap_or_else(|| format!("disk{index}")),
+            drive_id: disk.label(index),
             cache_type: CacheType::Writeback,
             is_read_only: Some(disk.readonly),
             path_on_host: Some(disk.path.clone()),
@@ -232,7 +232,7 @@ impl NetworkInterface {
             ops_burst: net.pps_burst,
         });
         Self {
-            iface_id: net.id.clone().unwrap_or_else(|| format!("net{index}")),
+            iface_id: net.label(index),
             host_dev_name: net.tap.clone().unwrap_or_default(),
             guest_mac: Some(config.mac(index)),
             mtu: net.mtu,

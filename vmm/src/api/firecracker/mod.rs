@@ -7,6 +7,7 @@ mod composition;
 mod devices;
 mod logger;
 mod machine;
+mod metrics;
 mod rate;
 mod snapshot;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use serde_json::json;
 
 pub use composition::Composition;
 pub use logger::{Logger, SetLog, level_of};
+pub use metrics::{Metrics, MetricsFile, Requests};
 
 use super::reply::Reply;
 use super::{Call, Instance};
@@ -148,7 +150,15 @@ fn put(instance: &Instance, path: &[&str], call: &Call) -> Outcome {
         }
         ["snapshot", "create"] => create_snapshot(instance, &parse(call)?),
         ["snapshot", "load"] => load_snapshot(instance, &parse(call)?),
-        ["metrics"] => Err(not_here("has no metrics")),
+        ["metrics"] => {
+            let metrics = parse(call)?;
+            if instance.vm().is_some() {
+                return Err(Reply::fault(AFTER_START));
+            }
+            let set = instance.set_metrics(&metrics);
+            set.map_err(|why| Reply::fault(format!("Metrics error: {why}")))?;
+            Ok(Reply::done())
+        }
         ["mmds"] | ["mmds", "config"] => Err(not_here("has no metadata service")),
         ["pmem", _] => Err(not_here("has no persistent memory")),
         ["hotplug", "memory"] => Err(not_here("does not plug in memory")),
@@ -219,7 +229,12 @@ fn change(instance: &Instance, what: &str, apply: impl FnOnce(&RunningVm) -> Res
 fn act(instance: &Instance, action: &Action) -> Outcome {
     match action.action_type {
         ActionType::InstanceStart => instance.start(),
-        ActionType::FlushMetrics => Err(when_running(instance, "has no metrics")),
+        ActionType::FlushMetrics => {
+            started(instance)?;
+            let told = instance.tell_metrics();
+            told.map_err(|error| Reply::fault(format!("Flush metrics error: {error}")))?;
+            Ok(Reply::done())
+        }
         ActionType::SendCtrlAltDel => Err(when_running(instance, "has no keyboard")),
     }
 }

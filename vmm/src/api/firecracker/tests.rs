@@ -102,9 +102,9 @@ fn what_is_built_is_described_so_that_the_same_is_built() {
     ";
     let config: VmConfig = toml::from_str(text).unwrap();
     let described = serde_json::to_vec(&Composition::of(&config)).unwrap();
-    let (again, logger) = Composition::from_json(&described).unwrap();
+    let (again, logger, metrics) = Composition::from_json(&described).unwrap();
     assert_eq!(again.config(&VmConfig::default()).unwrap(), config);
-    assert_eq!(logger, None);
+    assert_eq!((logger, metrics), (None, None));
 }
 
 #[test]

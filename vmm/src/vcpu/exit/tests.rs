@@ -6,6 +6,11 @@ use devices::BusDevice;
 
 use super::*;
 
+/// An answer that nobody counts.
+fn handle(exit: Exit<'_>, buses: &Buses) -> Next {
+    super::handle(exit, buses, &ExitCounts::default())
+}
+
 /// Counts up on each read, keeps what is written, and asks for a reset when that is 0xfe.
 #[derive(Default)]
 struct Probe {

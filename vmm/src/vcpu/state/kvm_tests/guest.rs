@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use super::super::{CpuRestore, StateFormat, VcpuState};
 use crate::host::HostKind;
 use crate::machine_state::MachineState;
-use crate::vcpu::exit::{self, Buses, Next};
+use crate::vcpu::exit::{self, Buses, ExitCounts, Next};
 use crate::vcpu::{setup, testing};
 
 const RAM: usize = 4 << 20;
@@ -190,7 +190,7 @@ impl Guest {
         let vcpu = &mut self.vcpus[cpu];
         let mut answered = 0;
         while answered < exits {
-            match exit::handle(exit::enter(vcpu), &self.buses) {
+            match exit::handle(exit::enter(vcpu), &self.buses, &ExitCounts::default()) {
                 Next::Enter => answered += 1,
                 // A state was saved, or the vCPU has just been started.
                 Next::Check => vcpu.set_kvm_immediate_exit(0),

@@ -27,7 +27,7 @@ fn state_of<S: Subject>(host: &Path) -> TransportState {
 fn another_device_is_refused() {
     let host = TempDir::new().unwrap();
     let disk = state_of::<disk::Disk<false>>(host.as_path());
-    let why = refusal(Arc::new(Rng), disk.clone());
+    let why = refusal(Arc::new(Rng::default()), disk.clone());
     assert!(
         why.starts_with("the snapshot does not fit entropy: in its place there was a device of type 2"),
         "{why}"
@@ -35,7 +35,7 @@ fn another_device_is_refused() {
     // A state that says of itself that it is another device's.
     let mut damaged = state_of::<entropy::Entropy>(host.as_path());
     damaged.device = disk.device;
-    let why = refusal(Arc::new(Rng), damaged);
+    let why = refusal(Arc::new(Rng::default()), damaged);
     assert!(why.contains("damaged"), "{why}");
 }
 
@@ -45,15 +45,15 @@ fn other_queues_and_features_that_are_not_offered_are_refused() {
     let good = state_of::<entropy::Entropy>(host.as_path());
     let mut other = good.clone();
     other.queues.push(other.queues[0]);
-    let why = refusal(Arc::new(Rng), other);
+    let why = refusal(Arc::new(Rng::default()), other);
     assert!(why.contains("[64, 64]") && why.contains("[64]"), "{why}");
     let mut other = good.clone();
     other.driver_features |= 1 << 5;
-    let why = refusal(Arc::new(Rng), other.clone());
+    let why = refusal(Arc::new(Rng::default()), other.clone());
     assert!(why.contains("features") && why.contains("0x20"), "{why}");
     // Before they are agreed on they are only what somebody has written.
     other.status &= !FEATURES_OK;
-    let machine = Driver::new(Arc::new(Rng), RAM);
+    let machine = Driver::new(Arc::new(Rng::default()), RAM);
     assert_eq!(machine.transport.restore(other), Ok(()));
 }
 
@@ -104,7 +104,7 @@ fn a_network_with_shorter_frames_is_refused() {
 
 #[test]
 fn a_driver_in_the_midst_of_its_start_goes_on_with_it() {
-    let guest = machine(Arc::new(Rng));
+    let guest = machine(Arc::new(Rng::default()));
     guest.negotiate(1 << VIRTIO_F_VERSION_1);
     let mut queue = DriverQueue::new(&guest.memory, QUEUE, SIZE);
     guest.set_queue(0, &queue.state());
@@ -112,7 +112,7 @@ fn a_driver_in_the_midst_of_its_start_goes_on_with_it() {
     let state = guest.transport.save();
     assert!(!state.running);
 
-    let other = Driver::in_memory(guest.memory.clone(), Arc::new(Rng));
+    let other = Driver::in_memory(guest.memory.clone(), Arc::new(Rng::default()));
     other.transport.restore(state).unwrap();
     other.transport.resume().unwrap();
     assert_eq!(other.read(reg::QUEUE_READY), 1);
@@ -126,7 +126,7 @@ fn a_driver_in_the_midst_of_its_start_goes_on_with_it() {
 
 #[test]
 fn a_device_that_its_driver_has_stopped_stays_so() {
-    let guest = machine(Arc::new(Rng));
+    let guest = machine(Arc::new(Rng::default()));
     let mut queue = start(&guest);
     guest.write(reg::QUEUE_READY, 0);
     guest.transport.pause();
@@ -141,7 +141,7 @@ fn a_device_that_its_driver_has_stopped_stays_so() {
 #[test]
 fn a_device_that_needs_a_reset_rests_until_it_gets_one_wherever_it_is() {
     for elsewhere in [false, true] {
-        let guest = machine(Arc::new(Rng));
+        let guest = machine(Arc::new(Rng::default()));
         let mut queue = start(&guest);
         queue.jump(SIZE + 1);
         guest.ring(0);
@@ -168,7 +168,7 @@ fn queues_that_are_nowhere_in_memory_are_an_error_and_no_fault() {
     let host = TempDir::new().unwrap();
     let mut state = state_of::<entropy::Entropy>(host.as_path());
     state.queues[0].desc_table = RAM as u64;
-    let other = Driver::new(Arc::new(Rng), RAM);
+    let other = Driver::new(Arc::new(Rng::default()), RAM);
     other.transport.restore(state).unwrap();
     assert!(other.transport.resume().is_err());
     assert_eq!(other.status(), RUNNING | DEVICE_NEEDS_RESET);
@@ -176,7 +176,7 @@ fn queues_that_are_nowhere_in_memory_are_an_error_and_no_fault() {
 
 #[test]
 fn a_pause_and_a_resume_too_many_change_nothing() {
-    let guest = machine(Arc::new(Rng));
+    let guest = machine(Arc::new(Rng::default()));
     guest.transport.pause();
     guest.transport.resume().unwrap();
     let mut queue = start(&guest);

@@ -16,7 +16,7 @@ impl Subject for Entropy {
     type Begun = Vec<(u32, u32)>;
 
     fn open(_host: &Path) -> (Self, Arc<dyn VirtioDevice>) {
-        (Self, Arc::new(Rng))
+        (Self, Arc::new(Rng::default()))
     }
 
     fn use_it(&mut self, guest: &mut Guest) {
