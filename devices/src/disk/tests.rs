@@ -206,3 +206,14 @@ fn an_engine_that_goes_waits_for_what_it_has_begun() {
     drop(engine);
     assert_eq!(fs::read(&path).unwrap(), [2; 4096]);
 }
+
+#[test]
+fn an_image_is_free_as_soon_as_its_engine_is_gone() {
+    let directory = TempDir::new().unwrap();
+    let path = file(&directory, &[1; 4096]);
+    for kind in [EngineKind::Sync, EngineKind::Uring].repeat(20) {
+        let image = Image::open(&path, ImageOptions::default()).expect("nobody has it any more");
+        let mut engine = Engine::new(kind, &image, 4).unwrap();
+        assert_eq!(perform(&mut engine, Operation::Flush).unwrap(), 0);
+    }
+}

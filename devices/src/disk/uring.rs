@@ -210,6 +210,10 @@ impl Drop for UringEngine {
                 std::process::abort();
             }
         }
+        // A ring is taken apart in the background, and the file, with its lock, would be in use for as long.
+        if let Err(error) = self.ring.submitter().unregister_files() {
+            tracing::debug!("io_uring keeps a disk's file for a while: {error}");
+        }
     }
 }
 
