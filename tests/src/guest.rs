@@ -297,6 +297,16 @@ pub fn posada<S: AsRef<OsStr>>(arguments: &[S]) -> Ended {
     Running::of(command(arguments)).wait()
 }
 
+/// Starts posada with these arguments on a pseudo-terminal, in a session of its own. Returns also how the terminal was set before.
+pub fn on_terminal<S: AsRef<OsStr>>(arguments: &[S]) -> (Running, Settings) {
+    let terminal = Terminal::open();
+    let before = terminal.settings();
+    let mut command = posada_with(arguments, terminal.stdio());
+    command.stdout(terminal.stdio()).stderr(terminal.stdio());
+    terminal.control(&mut command);
+    (Running::on_terminal(command, terminal, None), before)
+}
+
 /// A posada with these arguments and nothing to read, to be [started](Running::of).
 pub fn command<S: AsRef<OsStr>>(arguments: &[S]) -> Command {
     posada_with(arguments, Stdio::null())

@@ -10,6 +10,7 @@ mod serve;
 mod snapshot;
 mod stats;
 mod table;
+mod top;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -32,6 +33,7 @@ use run::Run;
 use serve::Serve;
 use snapshot::{Restore, Rewind, Take};
 use stats::ShowStats;
+use top::Top;
 
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
@@ -71,6 +73,9 @@ enum Command {
     /// Tell what running guests have used and done
     #[command(after_help = stats::EXAMPLES)]
     Stats(ShowStats),
+    /// Show what running guests do, live
+    #[command(after_help = top::EXAMPLES)]
+    Top(Top),
     /// Have a running guest rest until it is resumed
     Pause(Names),
     /// Let a paused guest go on
@@ -143,6 +148,7 @@ pub fn main() -> ExitCode {
         Command::Ps(list) => list.execute(),
         Command::Inspect(inspect) => inspect.execute(),
         Command::Stats(stats) => stats.execute(),
+        Command::Top(top) => top.execute(),
         Command::Pause(guests) => guests.tell(&Request::Pause),
         Command::Resume(guests) => guests.tell(&Request::Resume),
         Command::Kill(guests) => guests.kill(),

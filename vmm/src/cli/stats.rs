@@ -33,7 +33,7 @@ pub struct ShowStats {
 }
 
 /// What one guest has done.
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 pub struct GuestStats {
     pub name: String,
     pub stats: Vec<Stats>,

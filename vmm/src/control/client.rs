@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
@@ -12,13 +13,16 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use thiserror::Error;
 use tokio::runtime::Builder;
+use tokio::time::timeout;
 
 use super::{Answer, Request};
 use crate::api::route_of;
 use crate::runtime::{self, RuntimeError};
 
-/// An answer has a few hundred bytes; what is longer comes from something else.
+/// An answer has some thousand bytes; what is longer comes from something else.
 const MAX_ANSWER: usize = 1 << 20;
+/// How long a guest may take to tell something, on a machine that has far too much to do.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a guest did not do what it was asked for.
 #[derive(Debug, Error)]
@@ -64,9 +68,9 @@ pub fn ask(name: &str, request: &Request) -> Result<Answer, ControlError> {
         _ => silent(error),
     })?;
     let exchanged = Builder::new_current_thread()
-        .enable_io()
+        .enable_all()
         .build()
-        .and_then(|runtime| runtime.block_on(exchange(stream, request)));
+        .and_then(|runtime| runtime.block_on(exchange_in_time(stream, request)));
     let (status, is_text, body) = exchanged.map_err(silent)?;
     if is_text {
         return Ok(Answer::Text(String::from_utf8_lossy(&body).into_owned()));
@@ -76,6 +80,22 @@ pub fn ask(name: &str, request: &Request) -> Result<Answer, ControlError> {
         .map_err(|Fault { fault_message }| ControlError::Failed {
             name: name.to_owned(),
             why: fault_message,
+        })
+}
+
+/// What only asks is answered at once, or by a process that does not run.
+async fn exchange_in_time(stream: UnixStream, request: &Request) -> io::Result<(StatusCode, bool, Bytes)> {
+    if !request.is_question() {
+        return exchange(stream, request).await;
+    }
+    timeout(PATIENCE, exchange(stream, request))
+        .await
+        .unwrap_or_else(|_| {
+            let why = format!(
+                "nothing has come in {} s; its process may be stopped",
+                PATIENCE.as_secs()
+            );
+            Err(io::Error::new(io::ErrorKind::TimedOut, why))
         })
 }
 

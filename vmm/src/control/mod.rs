@@ -72,6 +72,10 @@ impl Request {
         ("stats", Self::Stats),
         ("metrics", Self::Metrics),
     ];
+
+    fn is_question(&self) -> bool {
+        Self::QUESTIONS.iter().any(|(_, question)| question == self)
+    }
 }
 
 /// Has `vm` do what it is asked for.
