@@ -218,8 +218,8 @@ fn what_posada_cannot_do_is_said_in_a_sentence() {
         ("/hotplug/memory", r#"{"total_size_mib": 1}"#.to_owned(), "memory"),
         (
             "/cpu-config",
-            r#"{"msr_modifiers": [{}]}"#.to_owned(),
-            "cpu-config",
+            r#"{"msr_modifiers": [{"addr": "0x10a", "bitmap": "101"}]}"#.to_owned(),
+            "'101' is no bitmap",
         ),
         (
             "/snapshot/load",

@@ -14,6 +14,7 @@ use devices::virtio::net::TapError;
 use devices::virtio::vsock::BindError;
 use thiserror::Error;
 
+use crate::config::cpu_template::NoSuchLeaf;
 use crate::config::{ByteSize, ConfigError};
 use crate::host::HostError;
 use crate::memory::MemoryError;
@@ -106,9 +107,15 @@ pub enum Error {
     /// More CPUID entries or MSRs than KVM takes.
     #[error("KVM takes fewer than {0} CPUID entries or MSRs")]
     CpuidTooLong(usize),
-    /// KVM does not know an MSR that every guest needs.
+    /// KVM does not know an MSR that every guest needs, or that a CPU template changes.
     #[error("KVM refuses MSR {0:#x}")]
     Msr(u32),
+    /// A CPU template is for another CPU.
+    #[error(transparent)]
+    Template(#[from] NoSuchLeaf),
+    /// A CPU template is for another KVM.
+    #[error("this host's KVM does not have the capability {0}, which the CPU template asks for")]
+    Capability(u32),
     /// KVM has no room for the extended state that it announced.
     #[error("KVM announces an extended CPU state of {0} bytes, which cannot be")]
     XsaveTooLong(usize),

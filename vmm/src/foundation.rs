@@ -6,9 +6,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use kvm_ioctls::Kvm;
 use tracing::info;
 
-use crate::config::VmConfig;
+use crate::config::{CpuTemplate, VmConfig};
 use crate::error::{Doing, Error};
 use crate::host::{self, HostKind};
 use crate::machine::{self, Machine};
@@ -45,7 +46,9 @@ impl Foundation {
         let kvm = host::open()?;
         machine::check_memory_fits_cpu(config.memory())?;
         vcpu::install_kick_handler().doing("install a signal handler")?;
-        let host = Arc::new(Host::new(kvm, kind, config.cpus()));
+        let template = config.cpu_template.clone().unwrap_or_default();
+        check_capabilities(&kvm, &template)?;
+        let host = Arc::new(Host::new(kvm, kind, config.cpus(), template));
         let vcpus = (0..config.cpus())
             .map(|index| VcpuThread::spawn(index, host.clone()))
             .collect::<Result<Vec<_>, _>>()?;
@@ -58,4 +61,18 @@ impl Foundation {
             begun,
         })
     }
+}
+
+/// Whether KVM has what a CPU template needs.
+fn check_capabilities(kvm: &Kvm, template: &CpuTemplate) -> Result<(), Error> {
+    let needed = template
+        .kvm_capabilities
+        .iter()
+        .filter(|capability| capability.is_needed);
+    for capability in needed {
+        if kvm.check_extension_raw(capability.number.into()) <= 0 {
+            return Err(Error::Capability(capability.number));
+        }
+    }
+    Ok(())
 }

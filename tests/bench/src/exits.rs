@@ -9,6 +9,7 @@ use devices::power::{self, PowerRegisters};
 use devices::{BusDevice, GuestRequest};
 use posada_bench::bare_vm::BareVm;
 use posada_bench::programs::{self, ADDRESS, EXITS, PORT};
+use vmm::config::CpuTemplate;
 use vmm::host::{self, HostKind};
 use vmm::lifecycle::{Lifecycle, Stop};
 use vmm::machine::Machine;
@@ -84,7 +85,7 @@ fn through_posada(code: &[u8]) -> f64 {
     let vcpu = Vcpu {
         index: 0,
         fd: vcpu,
-        host: Arc::new(Host::new(kvm, kind, 1)),
+        host: Arc::new(Host::new(kvm, kind, 1, CpuTemplate::default())),
         requests,
         counts: Arc::default(),
         buses: buses.into(),

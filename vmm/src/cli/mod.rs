@@ -61,7 +61,7 @@ struct Cli {
 enum Command {
     /// Run a guest in the foreground, its console on this terminal
     #[command(after_help = format!("{}\n{EXIT_STATUS_HELP}", run::EXAMPLES))]
-    Run(Run),
+    Run(Box<Run>),
     /// Serve an HTTP API by which a guest is described, started and looked after: Firecracker's
     #[command(after_help = format!("{}\n{EXIT_STATUS_HELP}", serve::EXAMPLES))]
     Serve(Serve),

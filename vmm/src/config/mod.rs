@@ -3,6 +3,7 @@
 //! A field is `None` where the user said nothing; the default is in the method that has the field's name.
 
 pub mod balloon;
+pub mod cpu_template;
 pub mod disk;
 mod error;
 pub mod net;
@@ -26,6 +27,7 @@ use crate::host::HostKind;
 use crate::pvm;
 
 pub use balloon::{BalloonConfig, BalloonConfigError};
+pub use cpu_template::CpuTemplate;
 pub use disk::{Cache, DiskConfig};
 pub use error::ConfigError;
 pub use net::NetConfig;
@@ -130,6 +132,11 @@ pub struct VmConfig {
     /// What kind of KVM the host has, instead of finding out
     #[arg(long, value_name = "KIND")]
     pub host_kind: Option<HostKind>,
+
+    /// What the guest's CPUs show of the host's, in a file: a custom CPU template of Firecracker's
+    #[arg(long, value_name = "FILE.json", value_parser = CpuTemplate::from_file)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_template: Option<CpuTemplate>,
 }
 
 impl VmConfig {
@@ -213,6 +220,7 @@ impl VmConfig {
                 self.nets
             },
             host_kind: self.host_kind.or(base.host_kind),
+            cpu_template: self.cpu_template.or(base.cpu_template),
         }
     }
 

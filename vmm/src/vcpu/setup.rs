@@ -9,6 +9,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd};
 
+use crate::config::cpu_template::MsrModifier;
 use crate::error::{Doing, Error};
 use crate::host::HostKind;
 use crate::pvm;
@@ -46,7 +47,27 @@ pub fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
         data: msr.value,
         ..Default::default()
     });
-    let msrs = Msrs::from_entries(&entries).map_err(|_| Error::CpuidTooLong(entries.len()))?;
+    write_msrs(vcpu, &entries)
+}
+
+/// Makes a vCPU's MSRs what a template says.
+pub fn change_msrs(vcpu: &VcpuFd, modifiers: &[MsrModifier]) -> Result<(), Error> {
+    modifiers.iter().try_for_each(|modifier| {
+        let mut entry = kvm_msr_entry {
+            index: modifier.index(),
+            ..Default::default()
+        };
+        let mut msrs = Msrs::from_entries(&[entry]).map_err(|_| Error::CpuidTooLong(1))?;
+        if vcpu.get_msrs(&mut msrs).doing("read a vCPU's MSR")? != 1 {
+            return Err(Error::Msr(entry.index));
+        }
+        entry.data = modifier.apply(msrs.as_slice()[0].data);
+        write_msrs(vcpu, &[entry])
+    })
+}
+
+fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), Error> {
+    let msrs = Msrs::from_entries(entries).map_err(|_| Error::CpuidTooLong(entries.len()))?;
     let set = vcpu.set_msrs(&msrs).doing("set a vCPU's MSRs")?;
     match entries.get(set) {
         Some(refused) => Err(Error::Msr(refused.index)),

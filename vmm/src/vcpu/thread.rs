@@ -17,6 +17,8 @@ use super::features::CpuFeatures;
 use super::requests::{Request, RunningVcpu};
 use super::state::StateFormat;
 use super::{Buses, ExitCounts, Vcpu, setup};
+use crate::config::CpuTemplate;
+use crate::config::cpu_template::NoSuchLeaf;
 use crate::error::{Doing, Error};
 use crate::host::HostKind;
 use crate::lifecycle::{Lifecycle, Stop};
@@ -32,15 +34,17 @@ pub struct Host {
     /// Number of vCPUs that there will be.
     pub cpus: u32,
     /// What KVM can show of the host's CPU. Reading it is slow, so one thread does it and the others wait for it.
-    leaves: OnceLock<Result<Vec<Leaf>, kvm_ioctls::Error>>,
+    leaves: OnceLock<Result<Vec<Leaf>, LeavesError>>,
+    template: CpuTemplate,
     /// What there is to a vCPU's state, once somebody has wanted to know.
     state_format: OnceLock<StateFormat>,
 }
 
 impl Host {
-    /// A host on which a machine of `cpus` vCPUs is to be made.
-    pub fn new(kvm: Kvm, kind: HostKind, cpus: u32) -> Self {
+    /// A host on which a machine of `cpus` vCPUs is to be made, which show what `template` says.
+    pub fn new(kvm: Kvm, kind: HostKind, cpus: u32, template: CpuTemplate) -> Self {
         Self {
+            template,
             kvm,
             kind,
             cpus,
@@ -68,10 +72,26 @@ impl Host {
     }
 
     fn leaves(&self) -> Result<&[Leaf], Error> {
-        let leaves = self.leaves.get_or_init(|| setup::supported_leaves(&self.kvm));
-        let leaves = leaves.as_deref().map_err(|error| *error);
-        leaves.doing("read the host's CPUID")
+        let leaves = self.leaves.get_or_init(|| {
+            let mut leaves = setup::supported_leaves(&self.kvm).map_err(LeavesError::Kvm)?;
+            self.template.apply(&mut leaves).map_err(LeavesError::Template)?;
+            Ok(leaves)
+        });
+        leaves.as_deref().map_err(|error| match *error {
+            LeavesError::Kvm(error) => Error::Refused {
+                what: "read the host's CPUID",
+                source: error.into(),
+            },
+            LeavesError::Template(error) => error.into(),
+        })
     }
+}
+
+/// Why there is no CPUID.
+#[derive(Clone, Copy)]
+enum LeavesError {
+    Kvm(kvm_ioctls::Error),
+    Template(NoSuchLeaf),
 }
 
 /// How the vCPUs of a machine begin.
@@ -163,7 +183,7 @@ fn live(
         .leaves()
         .and_then(|leaves| setup::cpuid(leaves, index, host.cpus, host.kind));
     let Ok(machine) = machine.recv() else { return };
-    let (fd, pvm) = match cpuid.and_then(|cpuid| create_vcpu(&machine, index, &cpuid, host.kind)) {
+    let (fd, pvm) = match cpuid.and_then(|cpuid| create_vcpu(&machine, index, &cpuid, &host)) {
         Ok(made) => made,
         Err(error) => return drop(ready.send(Err(error))),
     };
@@ -205,12 +225,13 @@ fn create_vcpu(
     machine: &Machine,
     index: u32,
     cpuid: &CpuId,
-    host: HostKind,
+    host: &Host,
 ) -> Result<(VcpuFd, Option<PvmVcpu>), Error> {
     let fd = machine.fd.create_vcpu(index.into()).doing("create a vCPU")?;
     fd.set_cpuid2(cpuid).doing("set a vCPU's CPUID")?;
     setup::set_msrs(&fd)?;
-    let pvm = match host {
+    setup::change_msrs(&fd, &host.template.msr_modifiers)?;
+    let pvm = match host.kind {
         HostKind::Hardware => None,
         HostKind::Pvm => Some(PvmVcpu::new(&machine.fd, layout::PVM_STUB)?),
     };

@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use super::devices::{self, Balloon, Drive, Entropy, NetworkInterface, Serial, Vsock};
 use super::logger::Logger;
-use super::machine::{BootSource, CpuConfig, MachineConfig};
+use super::machine::{BootSource, MachineConfig};
 use super::metrics::Metrics;
-use crate::config::{ByteSize, VmConfig};
+use crate::config::{ByteSize, CpuTemplate, VmConfig};
 
 /// A guest to be, or that is. In JSON it is what `/vm/config` tells, and what `--config-file` has.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -24,7 +24,7 @@ pub struct Composition {
     /// The kernel.
     pub boot_source: BootSource,
     #[serde(skip_serializing)]
-    cpu_config: Option<CpuConfig>,
+    cpu_config: Option<CpuTemplate>,
     #[serde(skip_serializing)]
     logger: Option<Logger>,
     /// CPUs and memory.
@@ -106,9 +106,9 @@ impl Composition {
                 return Err(format!("posada has no {what}: leave it out"));
             }
         }
-        read.cpu_config.as_ref().map_or(Ok(()), CpuConfig::check)?;
         let mut composition = Self {
             balloon: read.balloon,
+            cpu_config: read.cpu_config,
             vsock: read.vsock,
             ..Default::default()
         };
@@ -154,6 +154,7 @@ impl Composition {
             cpus: Some(self.machine_config.vcpu_count.into()),
             memory: Some(ByteSize(self.machine_config.mem_size_mib << 20)),
             rng: self.entropy.is_some(),
+            cpu_template: self.cpu_config.clone().or_else(|| base.cpu_template.clone()),
             disks: self.drives.iter().map(Drive::disk).collect::<Result<_, _>>()?,
             vsock: self.vsock.as_ref().map(Vsock::vsock),
             balloon: self.balloon.as_ref().map(Balloon::balloon).transpose()?,
@@ -175,6 +176,12 @@ impl Composition {
     pub fn set_machine(&mut self, machine: MachineConfig) -> Result<(), String> {
         machine.check()?;
         self.machine_config = machine;
+        Ok(())
+    }
+
+    /// The guest's CPUs are to show this.
+    pub fn set_cpu(&mut self, template: CpuTemplate) -> Result<(), String> {
+        self.cpu_config = Some(template).filter(|template| !template.is_empty());
         Ok(())
     }
 

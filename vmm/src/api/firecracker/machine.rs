@@ -1,9 +1,8 @@
-//! `/machine-config`, `/boot-source` and `/cpu-config`: CPUs, memory and the kernel.
+//! `/machine-config` and `/boot-source`: CPUs, memory and the kernel.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 /// As many as Firecracker has.
 const MAX_VCPUS: u8 = 32;
@@ -21,7 +20,7 @@ pub struct MachineConfig {
     pub smt: bool,
     /// Which CPU is pretended. Deprecated in Firecracker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu_template: Option<CpuTemplate>,
+    pub cpu_template: Option<StaticTemplate>,
     /// What a guest has written since its last snapshot can be told.
     #[serde(default)]
     pub track_dirty_pages: bool,
@@ -37,15 +36,15 @@ pub struct MachineUpdate {
     vcpu_count: Option<u8>,
     mem_size_mib: Option<u64>,
     smt: Option<bool>,
-    cpu_template: Option<CpuTemplate>,
+    cpu_template: Option<StaticTemplate>,
     track_dirty_pages: Option<bool>,
     huge_pages: Option<HugePages>,
 }
 
-/// The CPUs that Firecracker can pretend.
+/// The CPUs that Firecracker can pretend by themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[allow(missing_docs)]
-pub enum CpuTemplate {
+pub enum StaticTemplate {
     C3,
     T2,
     T2S,
@@ -78,17 +77,6 @@ pub struct BootSource {
     pub initrd_path: Option<PathBuf>,
     /// Command line.
     pub boot_args: Option<String>,
-}
-
-/// What a guest's CPUs are to be like.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CpuConfig {
-    kvm_capabilities: Vec<Value>,
-    cpuid_modifiers: Vec<Value>,
-    msr_modifiers: Vec<Value>,
-    reg_modifiers: Vec<Value>,
-    vcpu_features: Vec<Value>,
 }
 
 impl Default for MachineConfig {
@@ -130,9 +118,9 @@ impl MachineConfig {
             "posada has no simultaneous multithreading: leave out smt".to_owned()
         } else if self
             .cpu_template
-            .is_some_and(|template| template != CpuTemplate::None)
+            .is_some_and(|template| template != StaticTemplate::None)
         {
-            "posada has no CPU templates: leave out cpu_template".to_owned()
+            "posada has no CPU templates of its own: leave out cpu_template, and give /cpu-config a custom one".to_owned()
         } else if self.huge_pages == HugePages::Hugetlbfs {
             "posada takes transparent huge pages and no others: leave out huge_pages".to_owned()
         } else {
@@ -156,18 +144,5 @@ impl MachineUpdate {
     /// Whether what is deprecated is used.
     pub fn is_deprecated(&self) -> bool {
         self.cpu_template.is_some()
-    }
-}
-
-impl CpuConfig {
-    /// Checks that it asks for nothing.
-    ///
-    /// # Errors
-    /// It does.
-    pub fn check(&self) -> Result<(), String> {
-        if *self == Self::default() {
-            return Ok(());
-        }
-        Err("posada shows a guest the host's CPU as it is: leave out cpu-config".to_owned())
     }
 }

@@ -30,7 +30,7 @@ use crate::control::{self, Request};
 use crate::lifecycle::Phase;
 use crate::vm::RunningVm;
 use changes::{BalloonStatistics, BalloonUpdate, DriveUpdate, InterfaceUpdate, StatisticsUpdate};
-use machine::{CpuConfig, MachineUpdate};
+use machine::MachineUpdate;
 
 /// The version of the API that this is.
 const VERSION: &str = "1.17.0";
@@ -122,7 +122,7 @@ fn put(instance: &Instance, path: &[&str], call: &Call) -> Outcome {
             instance.compose("Machine config", |composition| composition.set_machine(machine))?;
             Ok(Reply::done().deprecated_if(deprecated))
         }
-        ["cpu-config"] => compose(instance, call, "Configure CPU", |_, cpu: CpuConfig| cpu.check()),
+        ["cpu-config"] => compose(instance, call, "Configure CPU", Composition::set_cpu),
         ["drives", id] => {
             let drive: devices::Drive = parse(call)?;
             check_id(id, &drive.drive_id)?;

@@ -1,6 +1,7 @@
 use kvm_ioctls::Kvm;
 
 use super::*;
+use crate::config::CpuTemplate;
 use crate::vcpu::Host;
 
 fn cpu(function: u32, ecx: u32) -> CpuFeatures {
@@ -85,7 +86,9 @@ fn kvm_a_guest_of_this_host_can_go_on_here() {
     let kvm = Kvm::new().expect("this test needs /dev/kvm; run `make test KVM=none` to leave it out");
     let kind = HostKind::detect();
     let leaves = crate::vcpu::setup::supported_leaves(&kvm).unwrap();
-    let host = Host::new(kvm, kind, 2).features().unwrap();
+    let host = Host::new(kvm, kind, 2, CpuTemplate::default())
+        .features()
+        .unwrap();
     let cpuid = crate::vcpu::setup::cpuid(&leaves, 1, 2, kind).unwrap();
     let guest = CpuFeatures::shown(cpuid.as_slice(), kind);
     assert_eq!(guest.lacking(&host), None);
