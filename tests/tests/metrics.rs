@@ -160,3 +160,16 @@ fn a_guest_says_when_it_has_booted() {
     let ended = Guest::bare("program=boot-timer").run().expect_status(0);
     assert!(!ended.messages().contains("boot-time"), "{}", ended.messages());
 }
+
+#[test]
+fn how_long_each_step_of_a_start_took_is_told_to_who_wants_to_know() {
+    let messages = |flag: &str| {
+        let guest = Guest::bare("program=hello").arg(flag);
+        guest.run().expect_status(0).messages()
+    };
+    for step in ["foundation", "build", "build:load kernel"] {
+        let told = format!("DEBUG {step}: close time.busy=");
+        assert!(messages("-vv").contains(&told), "{told}");
+    }
+    assert!(!messages("-v").contains("close"), "steps are for who asks twice");
+}

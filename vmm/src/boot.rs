@@ -12,7 +12,7 @@ use arch_x86_64::kernel::{BootProtocol, Unpack};
 use arch_x86_64::layout::VirtioSlot;
 use arch_x86_64::registers::Registers;
 use arch_x86_64::{boot, initrd, kernel, mptable};
-use tracing::info;
+use tracing::{debug_span, info};
 
 use crate::config::{Boot, ConfigError, VmConfig};
 use crate::error::Error;
@@ -29,6 +29,7 @@ pub fn load(
     memory: &GuestMemory,
     virtio: &[VirtioSlot],
 ) -> Result<Registers, Error> {
+    let _span = debug_span!("load kernel").entered();
     let (kernel_path, initrd_path) = match &config.kernel {
         Some(kernel) => (kernel.clone(), config.initrd.clone()),
         None => {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kvm_ioctls::Kvm;
-use tracing::info;
+use tracing::{debug_span, info};
 
 use crate::config::{CpuTemplate, VmConfig};
 use crate::error::{Doing, Error};
@@ -40,6 +40,7 @@ impl Foundation {
         memory: impl FnOnce() -> Result<GuestMemory, Error>,
     ) -> Result<Self, Error> {
         let begun = Instant::now();
+        let _span = debug_span!("foundation").entered();
         config.check()?;
         let kind = config.host_kind.unwrap_or_else(HostKind::detect);
         info!("host kind: {kind}");

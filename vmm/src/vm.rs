@@ -17,7 +17,7 @@ use devices::virtio::MmioTransport;
 use devices::{i8042, power, pvpanic, rtc};
 use kvm_ioctls::VmFd;
 use nix::time::{ClockId, clock_gettime};
-use tracing::warn;
+use tracing::{debug_span, warn};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot;
@@ -112,6 +112,7 @@ impl Vm {
         console: Box<dyn Write + Send>,
         load: impl FnOnce(&Machine, &[layout::VirtioSlot]) -> Result<Begin, Error>,
     ) -> Result<Self, Error> {
+        let _span = debug_span!("build").entered();
         let Foundation {
             host,
             machine,

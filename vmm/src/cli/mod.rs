@@ -20,6 +20,8 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 use thiserror::Error;
 use tracing::Level;
+use tracing_subscriber::fmt::format;
+use tracing_subscriber::fmt::format::FmtSpan;
 use vmm::config::ConfigError;
 use vmm::console::{self, End};
 use vmm::control::{ControlError, Request};
@@ -185,14 +187,19 @@ fn start_log(verbose: u8) {
         1 => Level::INFO,
         _ => Level::DEBUG,
     };
+    // How long each step took.
+    let spans = match level {
+        Level::DEBUG => FmtSpan::CLOSE,
+        _ => FmtSpan::NONE,
+    };
     tracing_subscriber::fmt()
+        .event_format(format().with_ansi(false).with_target(false).without_time())
+        .with_span_events(spans)
         .with_max_level(level)
         // A log that cannot be written is not worth a panic, which is what telling of it would end in.
         .log_internal_errors(false)
         .with_writer(io::stderr)
         .with_ansi(false)
-        .with_target(false)
-        .without_time()
         .init();
 }
 

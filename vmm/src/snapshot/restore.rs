@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use tracing::debug_span;
 
 use super::disk_copies::Return;
 use super::image::{self, MAX_DIFFS, MemoryImage};
@@ -156,6 +157,7 @@ impl Snapshot {
         memory: MemoryFrom,
         console: Box<dyn Write + Send>,
     ) -> Result<RunningVm, SnapshotError> {
+        let _span = debug_span!("restore").entered();
         match memory {
             MemoryFrom::Snapshot(prefault) => self.restore_mapped(&config, prefault, console),
             MemoryFrom::Handler(socket) => self.restore_served(config, &socket, console),
@@ -226,6 +228,7 @@ impl Snapshot {
 /// # Errors
 /// The snapshot cannot be used, and the guest goes on; or it does not fit, and the guest is lost.
 pub fn rewind(vm: &RunningVm, directory: &Path, disks: bool) -> Result<Rewound, SnapshotError> {
+    let _span = debug_span!("rewind").entered();
     let snapshot = Snapshot::open(directory)?;
     let image = snapshot.memory()?;
     let start = Instant::now();

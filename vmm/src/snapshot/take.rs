@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use tracing::debug_span;
 
 use super::directory::Partial;
 use super::frozen::Frozen;
@@ -63,6 +64,7 @@ struct Frost {
 /// # Errors
 /// The guest does not come to rest, or the disk does not take it. The guest goes on.
 pub fn take(vm: &RunningVm, options: &SnapshotOptions) -> Result<Taken, SnapshotError> {
+    let _span = debug_span!("snapshot").entered();
     let begun = Instant::now();
     let partial = Partial::begin(&options.directory)?;
     let config = absolute(&vm.config())?;
