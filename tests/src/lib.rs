@@ -1,6 +1,7 @@
 //! What integration tests and benchmarks share: guests of a page, and ways to run posada and watch it.
 
 pub mod booted;
+pub mod checks;
 mod cores;
 pub mod ended;
 pub mod file_system;

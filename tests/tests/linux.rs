@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{self, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use posada_tests::{Ended, Guest, images, posada};
+use posada_tests::{Ended, Guest, checks, images, posada};
 use vmm_sys_util::tempdir::TempDir;
 
 const GUEST_CRASHED: i32 = 3;
@@ -94,10 +94,16 @@ fn boots_from_elf_by_pvh_gets_more_than_64_kib_that_were_piped_in_before_and_pow
     assert!(ended.console().contains("reboot: Power down"));
 }
 
+/// Its CPUs are what programs rely on.
 #[test]
-fn boots_from_elf_by_the_64_bit_protocol_with_two_cpus_and_a_gibibyte_and_reboots() {
-    let guest = Guest::booting().boot("linux64").cpus(2).memory("1G");
-    let ended = boots(guest, "reboot", 2, 1024 * MIB);
+fn boots_from_elf_by_the_64_bit_protocol_with_two_cpus_and_a_gibibyte_passes_the_checks_and_reboots() {
+    let guest = Guest::tiny_with(&images::checks())
+        .boot("linux64")
+        .cpus(2)
+        .memory("1G");
+    let end = format!("{}reboot", checks::command("/checks"));
+    let ended = boots(guest, &end, 2, 1024 * MIB);
+    checks::all_passed(&ended);
     assert!(ended.console().contains("reboot: Restarting system"));
 }
 
