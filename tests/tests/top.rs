@@ -50,6 +50,16 @@ fn top_shows_what_guests_do_until_a_key_ends_it() {
 }
 
 #[test]
+fn top_ends_with_its_terminal() {
+    let (mut top, _) = guest::on_terminal(&["top"]);
+    top.terminal().resize(40, 120);
+    top.wait_for("EXITS/s");
+    top.hang_up();
+    // By a signal, or as it has seen it.
+    assert_ne!(top.wait().status.code(), Some(0));
+}
+
+#[test]
 fn top_without_a_terminal_says_what_there_is_for_scripts() {
     posada(&["top"]).expect_refusal(1, &["terminal", "stats --json"]);
     posada(&["top", "--interval", "0"]).expect_status(2);

@@ -5,12 +5,15 @@ mod screen;
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, process};
 
 use clap::Args;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use ratatui::DefaultTerminal;
@@ -29,8 +32,8 @@ Examples:
 Keys: q or Ctrl-C quits, the arrows choose a guest, s sorts by the next column.
 For scripts there is 'posada stats --json'.";
 
-/// How soon a key and a signal are heard.
-const HEARING: Duration = Duration::from_millis(100);
+/// How soon a signal is heard, in milliseconds.
+const HEARING: u8 = 100;
 
 /// Shows what guests do until it is told to quit.
 #[derive(Args)]
@@ -51,6 +54,7 @@ struct Look {
 enum End {
     Quit,
     Signal(Signal),
+    HungUp,
 }
 
 impl Top {
@@ -70,18 +74,32 @@ impl Top {
         ratatui::restore();
         match ended? {
             End::Quit => Ok(()),
+            End::HungUp => Err(Failure::Other("the terminal is gone".to_owned())),
             End::Signal(signal) => process::exit((SIGNALLED + signal as u8).into()),
         }
     }
 }
 
-/// Those that end it, to be read; in every thread that there will be.
+/// Those that end it and leave the terminal to be put in order, to be read; in every thread that there will be. After SIGHUP there is
+/// none: it ends the process at once.
 fn signals() -> nix::Result<SignalFd> {
-    let ending: SigSet = [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT]
-        .into_iter()
-        .collect();
+    let ending: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     ending.thread_block()?;
     SignalFd::with_flags(&ending, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
+
+/// Waits for a key, a signal or a while; returns whether nobody is at the terminal any more. crossterm would try to read it for ever.
+fn waits_in_vain() -> Result<bool, Failure> {
+    let stdin = io::stdin();
+    let mut terminal = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut terminal, PollTimeout::from(HEARING)) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(error) => return Err(Failure::Other(format!("the terminal is lost: {error}"))),
+    }
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+    Ok(terminal[0]
+        .revents()
+        .is_some_and(|events| events.intersects(gone)))
 }
 
 /// Looks at all guests again and again, until nobody wants to know. A guest that does not answer does not hold the keyboard up.
@@ -151,7 +169,10 @@ impl Screen {
                 let signal = Signal::try_from(info.ssi_signo as i32);
                 return Ok(End::Signal(signal.unwrap_or(Signal::SIGTERM)));
             }
-            if !event::poll(HEARING).map_err(lost)? {
+            if waits_in_vain()? {
+                return Ok(End::HungUp);
+            }
+            if !event::poll(Duration::ZERO).map_err(lost)? {
                 continue;
             }
             has_changed = true;
