@@ -18,15 +18,26 @@ PACKAGES += cargo-web rustc-web rustfmt-web rust-web-clippy
 endif
 # What builds and packs the guest.
 GUEST_PACKAGES := make flex bison bc libelf-dev libssl-dev xz-utils cpio kmod busybox-static linux-source-6.1
-# What tests make disks' file systems with, and check them; networks; and golden snapshots.
-TEST_PACKAGES := e2fsprogs iproute2 passt xz-utils
+# What tests make disks' file systems with, and check them; networks; and golden snapshots; what checks manual pages.
+TEST_PACKAGES := e2fsprogs iproute2 passt xz-utils groff-base
 # What `make bench` measures with: a disk and a network without a VM, and system calls.
 BENCH_PACKAGES := fio iproute2 linux-perf
 
-.PHONY: help deps guest-deps guest build run test golden bench fuzz lint deny clean
+# Where `make install` puts what BINARY is and makes; a package's build has it put into DESTDIR.
+PREFIX ?= /usr/local
+DESTDIR ?=
+BINARY ?= target/release/posada
+INSTALLED = $(DESTDIR)$(PREFIX)
+MANUAL = $(INSTALLED)/share/man/man1
+DOCS = $(INSTALLED)/share/doc/posada
+BASH_COMPLETION = $(INSTALLED)/share/bash-completion/completions/posada
+ZSH_COMPLETION = $(INSTALLED)/share/zsh/site-functions/_posada
+FISH_COMPLETION = $(INSTALLED)/share/fish/vendor_completions.d/posada.fish
+
+.PHONY: help deps guest-deps guest build install uninstall run test golden bench fuzz lint deny clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 # Installs the Debian packages of its argument that are missing (as root), or says which.
 define install
@@ -56,13 +67,31 @@ guest: deps guest-deps ## build the tiny Linux guest and the bare guest, unless 
 build: deps ## build the posada command: target/release/posada
 	@cargo build --release --locked -p vmm
 
+target/release/posada:
+	@$(MAKE) build
+
+install: $(BINARY) ## install what is built, with its manual and completions, below PREFIX (/usr/local)
+	install -D $(BINARY) $(INSTALLED)/bin/posada
+	install -d $(MANUAL) $(DOCS)/docs $(dir $(BASH_COMPLETION) $(ZSH_COMPLETION) $(FISH_COMPLETION))
+	install -m 644 LICENSE README.md $(DOCS)
+	install -m 644 docs/* $(DOCS)/docs
+	umask 022 && $(BINARY) man $(MANUAL)
+	umask 022 && $(BINARY) completions bash >$(BASH_COMPLETION)
+	umask 022 && $(BINARY) completions zsh >$(ZSH_COMPLETION)
+	umask 022 && $(BINARY) completions fish >$(FISH_COMPLETION)
+
+uninstall: ## remove what `make install` has put below PREFIX
+	rm -f $(INSTALLED)/bin/posada $(MANUAL)/posada.1 $(MANUAL)/posada-*.1
+	rm -f $(BASH_COMPLETION) $(ZSH_COMPLETION) $(FISH_COMPLETION)
+	rm -rf $(DOCS)
+
 run: guest build ## boot the tiny Linux guest to a shell
 	@target/release/posada run $(ARGS)
 
 ifeq ($(KVM),none)
 test: deps ## run all tests (KVM=none: those that need no /dev/kvm)
 	cargo test --workspace --exclude posada-tests --locked -- --skip kvm_
-	cargo test -p posada-tests --lib --test cli --test allocations --locked -- --skip as_root_
+	cargo test -p posada-tests --lib --test cli --test allocations --test install --locked -- --skip as_root_
 else
 test: guest
 	$(call install,$(TEST_PACKAGES))

@@ -15,7 +15,7 @@ use vmm::runtime::{self, RuntimeError};
 use super::guest::CONSOLE;
 use super::snapshot::unexpected;
 use super::table::{cell, table, time};
-use super::{Failure, print_json, say};
+use super::{Failure, completions, print_json, say};
 
 pub const LIST_EXAMPLES: &str = "\
 Examples:
@@ -39,6 +39,7 @@ pub struct List {
 #[derive(Args)]
 pub struct Inspect {
     /// The running guest
+    #[arg(add = completions::guests())]
     name: String,
 }
 
@@ -46,7 +47,7 @@ pub struct Inspect {
 #[derive(Args)]
 pub struct Names {
     /// The running guests
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "NAME", add = completions::guests())]
     names: Vec<String>,
 }
 
@@ -54,6 +55,7 @@ pub struct Names {
 #[derive(Args)]
 pub struct Logs {
     /// The guest, one in the background
+    #[arg(add = completions::guests())]
     name: String,
     /// Go on with what it prints, until it ends
     #[arg(short, long)]

@@ -2,9 +2,11 @@
 
 mod background;
 mod clones;
+mod completions;
 mod guest;
 mod guests;
 mod log;
+mod manual;
 mod run;
 mod serve;
 mod snapshot;
@@ -30,7 +32,9 @@ use vmm::lifecycle::Stop;
 use vmm::snapshot::SnapshotError;
 
 use clones::Clones;
+use completions::Completions;
 use guests::{Inspect, List, Logs, Names};
+use manual::Manual;
 use run::Run;
 use serve::Serve;
 use snapshot::{Restore, Rewind, Take};
@@ -99,6 +103,12 @@ enum Command {
     /// Start guests from a snapshot, in the background
     #[command(after_help = clones::EXAMPLES)]
     Clone(Clones),
+    /// Print what a shell needs to complete posada's commands and the names of guests
+    #[command(after_help = completions::EXAMPLES)]
+    Completions(Completions),
+    /// Print posada's manual, or write it to a directory
+    #[command(after_help = manual::EXAMPLES)]
+    Man(Manual),
 }
 
 /// Why a command did not do what it should.
@@ -144,6 +154,9 @@ impl Failure {
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
+    if completions::is_asked() {
+        completions::answer();
+    }
     let done = match Cli::parse().command {
         Command::Run(run) => run.execute(),
         Command::Serve(serve) => serve.execute(),
@@ -159,6 +172,8 @@ pub fn main() -> ExitCode {
         Command::Restore(restore) => restore.execute(),
         Command::Rewind(rewind) => rewind.execute(),
         Command::Clone(clones) => clones.execute(),
+        Command::Completions(completions) => completions.execute(),
+        Command::Man(manual) => manual.execute(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,7 +10,7 @@ use vmm::control::{self, Answer, Request};
 use vmm::snapshot::{MemoryFrom, Prefault, Snapshot, SnapshotOptions};
 
 use super::guest::Hosted;
-use super::{Failure, background, finish, print_json, report, say, start_log};
+use super::{Failure, background, completions, finish, print_json, report, say, start_log};
 
 pub const TAKE_EXAMPLES: &str = "\
 Examples:
@@ -36,6 +36,7 @@ Examples:
 #[derive(Args)]
 pub struct Take {
     /// The running guest
+    #[arg(add = completions::guests())]
     name: String,
     /// Where the snapshot is to be: a directory that is not there yet
     directory: PathBuf,
@@ -92,6 +93,7 @@ pub struct Restore {
 #[derive(Args)]
 pub struct Rewind {
     /// The running guest
+    #[arg(add = completions::guests())]
     name: String,
     /// The snapshot, of this guest
     directory: PathBuf,
@@ -191,7 +193,7 @@ impl Rewind {
 }
 
 /// What a running guest is told is relative to its own directory, not to this one.
-fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     path::absolute(path).map_err(|error| {
         Failure::Other(format!(
             "there is no telling where '{}' is: {error}",

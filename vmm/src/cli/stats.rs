@@ -8,7 +8,7 @@ use vmm::runtime::{self, RuntimeError};
 
 use super::snapshot::unexpected;
 use super::table::{bytes, number, table};
-use super::{Failure, print_json, say};
+use super::{Failure, completions, print_json, say};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -20,7 +20,7 @@ Examples:
 #[derive(Args)]
 pub struct ShowStats {
     /// The running guests [default: all]
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = completions::guests())]
     names: Vec<String>,
 
     /// Print all that is counted, as JSON
