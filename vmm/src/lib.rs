@@ -13,7 +13,7 @@ pub mod error;
 pub mod foundation;
 pub mod generation;
 pub mod host;
-mod images;
+pub mod images;
 pub mod io_thread;
 pub mod lifecycle;
 pub mod machine;

@@ -11,6 +11,7 @@ mod run;
 mod serve;
 mod snapshot;
 mod stats;
+mod systemd;
 mod table;
 mod top;
 
@@ -39,6 +40,7 @@ use run::Run;
 use serve::Serve;
 use snapshot::{Restore, Rewind, Take};
 use stats::ShowStats;
+use systemd::Unit;
 use top::Top;
 
 const FAILURE: u8 = 1;
@@ -103,6 +105,9 @@ enum Command {
     /// Start guests from a snapshot, in the background
     #[command(after_help = clones::EXAMPLES)]
     Clone(Clones),
+    /// Write a unit by which systemd starts a guest
+    #[command(after_help = systemd::EXAMPLES)]
+    Systemd(Unit),
     /// Print what a shell needs to complete posada's commands and the names of guests
     #[command(after_help = completions::EXAMPLES)]
     Completions(Completions),
@@ -172,6 +177,7 @@ pub fn main() -> ExitCode {
         Command::Restore(restore) => restore.execute(),
         Command::Rewind(rewind) => rewind.execute(),
         Command::Clone(clones) => clones.execute(),
+        Command::Systemd(unit) => unit.execute(),
         Command::Completions(completions) => completions.execute(),
         Command::Man(manual) => manual.execute(),
     };

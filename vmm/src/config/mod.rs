@@ -2,6 +2,7 @@
 //!
 //! A field is `None` where the user said nothing; the default is in the method that has the field's name.
 
+mod as_toml;
 pub mod balloon;
 pub mod cpu_template;
 pub mod disk;
