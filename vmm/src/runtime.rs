@@ -156,8 +156,25 @@ fn sweep_in(base: &Path) {
     }
 }
 
+/// Takes the lock of a directory that this process has just made, or `None` if somebody has taken it for left over: then it goes.
+///
+/// # Errors
+/// It cannot be opened or locked.
+pub(crate) fn own(path: &Path) -> io::Result<Option<File>> {
+    let directory = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        result => result?,
+    };
+    // Who sweeps holds it until it has another name.
+    directory.lock()?;
+    Ok(is_at(&directory, path)?.then_some(directory))
+}
+
 /// Removes a directory if it is no living process's.
-fn remove_if_left(path: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// It cannot be opened or removed.
+pub(crate) fn remove_if_left(path: &Path) -> io::Result<()> {
     let directory = File::open(path)?;
     match directory.try_lock() {
         Err(TryLockError::WouldBlock) => return Ok(()),

@@ -1,6 +1,6 @@
 //! A snapshot's directory while it is being written: beside its place, into which it is renamed when it is whole.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -10,15 +10,22 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use tracing::debug;
 
 use super::SnapshotError;
+use crate::runtime;
 
 /// A guest's memory holds its secrets.
 const PRIVATE_DIRECTORY: u32 = 0o700;
 
-/// A directory that is not a snapshot yet. Dropping it removes it.
+/// What follows the place's name in that of its directory, before the number of the process.
+const MARK: &str = ".partial-";
+
+/// A directory that is not a snapshot yet. Dropping it removes it; one that a killed process has left, the next one that begins
+/// beside it.
 pub struct Partial {
     path: PathBuf,
     place: PathBuf,
     published: bool,
+    /// Tells others that it is somebody's.
+    _lock: File,
 }
 
 impl Partial {
@@ -39,13 +46,11 @@ impl Partial {
             .ok_or_else(|| refused(io::ErrorKind::InvalidInput.into()))?;
         let mut partial = OsString::from(".");
         partial.push(name);
-        partial.push(format!(".partial-{}", std::process::id()));
+        partial.push(format!("{MARK}{}", std::process::id()));
         let path = parent(place).join(partial);
-        // What a crashed process with this number has left.
-        let _ = fs::remove_dir_all(&path);
-        let mut builder = DirBuilder::new();
-        builder.mode(PRIVATE_DIRECTORY).create(&path).map_err(refused)?;
+        sweep(parent(place));
         Ok(Self {
+            _lock: create(&path).map_err(refused)?,
             path,
             place: place.to_owned(),
             published: false,
@@ -97,6 +102,35 @@ impl Drop for Partial {
     }
 }
 
+/// Makes a directory that is this process's as long as its lock is held.
+fn create(path: &Path) -> io::Result<File> {
+    loop {
+        DirBuilder::new().mode(PRIVATE_DIRECTORY).create(path)?;
+        // Who sweeps may have come before the lock.
+        if let Some(lock) = runtime::own(path)? {
+            return Ok(lock);
+        }
+    }
+}
+
+/// Removes what processes have left here that were killed.
+fn sweep(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if is_partial(&entry.file_name())
+            && let Err(error) = runtime::remove_if_left(&entry.path())
+        {
+            debug!("cannot remove '{}': {error}", entry.path().display());
+        }
+    }
+}
+
+fn is_partial(name: &OsStr) -> bool {
+    let mark = name
+        .to_str()
+        .and_then(|name| name.strip_prefix('.')?.rsplit_once(MARK));
+    mark.is_some_and(|(_, process)| process.parse::<u32>().is_ok())
+}
+
 fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -118,6 +152,29 @@ mod tests {
         partial.publish().unwrap();
         assert_eq!(fs::read(place.join("memory")).unwrap(), b"m");
         assert_eq!(fs::read_dir(base.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_process_has_left_goes_and_nothing_else() {
+        let base = tempfile::tempdir().unwrap();
+        for name in [
+            ".s.partial-1",
+            ".t.partial-4294967295",
+            ".s.partial-x",
+            "s.partial-1",
+        ] {
+            fs::create_dir(base.path().join(name)).unwrap();
+        }
+        let other = create(&base.path().join(".u.partial-2")).unwrap();
+        let partial = Partial::begin(&base.path().join("s")).unwrap();
+        let left = fs::read_dir(base.path()).unwrap();
+        let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        let own = format!(".s.partial-{}", std::process::id());
+        let mut expected = [".s.partial-x", ".u.partial-2", "s.partial-1", &own];
+        expected.sort_unstable();
+        assert_eq!(left, expected);
+        drop((other, partial));
     }
 
     #[test]
