@@ -34,8 +34,7 @@ fn does(command: &str, arguments: &[&str]) -> bool {
 /// # Panics
 /// If the thread may not mount anything: that takes root.
 pub fn mount(kind: &str, file: &TempFile, place: &Path) -> bool {
-    unshare(CloneFlags::CLONE_NEWNS).expect("this test needs root, as it mounts a file system");
-    assert!(does("mount", &["--make-rprivate", "/"]));
+    unshare_mounts();
     let medium = File::options().write(true).open(file.path()).unwrap();
     medium.set_len(512 * MIB).unwrap();
     does(&format!("mkfs.{kind}"), &["-q", file.as_str()])
@@ -43,4 +42,26 @@ pub fn mount(kind: &str, file: &TempFile, place: &Path) -> bool {
             "mount",
             &["-t", kind, "-o", "loop", file.as_str(), place.to_str().unwrap()],
         )
+}
+
+/// A file system of 64 KiB and 32 names, on `place`, for this thread and what it starts.
+///
+/// # Panics
+/// If the thread may not mount anything: that takes root.
+pub fn mount_small(place: &Path) {
+    unshare_mounts();
+    let arguments = ["-t", "tmpfs", "-o", "size=64k,nr_inodes=32", "tmpfs"];
+    assert!(does(
+        "mount",
+        &[
+            &arguments[..],
+            &[place.to_str().expect("temporary files have plain names")]
+        ]
+        .concat()
+    ));
+}
+
+fn unshare_mounts() {
+    unshare(CloneFlags::CLONE_NEWNS).expect("this test needs root, as it mounts a file system");
+    assert!(does("mount", &["--make-rprivate", "/"]));
 }

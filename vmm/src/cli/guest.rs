@@ -26,7 +26,8 @@ const VSOCK: &str = "vsock.sock";
 
 /// A guest's place among the running ones, if this host has one for it.
 pub struct Hosted {
-    directory: Option<GuestDirectory>,
+    /// Or why it has none.
+    directory: Result<GuestDirectory, RuntimeError>,
     /// There before the guest runs: whoever hears from the guest can ask for it.
     listener: Option<UnixListener>,
 }
@@ -41,17 +42,18 @@ impl Hosted {
         let directory = match GuestDirectory::claim(config.name(), config.name.is_some()) {
             Ok(directory) => {
                 config.name = Some(directory.name().to_owned());
-                Some(directory)
+                Ok(directory)
             }
             Err(error @ (RuntimeError::Nowhere | RuntimeError::Refused { .. })) => {
                 info!("the guest cannot be reached by name: {error}");
-                None
+                Err(error)
             }
             Err(error) => return Err(Error::from(error).into()),
         };
         let bind = |directory: &GuestDirectory| UnixListener::bind(directory.socket());
         let listener = directory
             .as_ref()
+            .ok()
             .and_then(|directory| bind(directory).inspect_err(unreachable).ok());
         Ok(Self { directory, listener })
     }
@@ -63,7 +65,7 @@ impl Hosted {
     fn directory(&self) -> Result<&GuestDirectory, Failure> {
         self.directory
             .as_ref()
-            .ok_or_else(|| Error::from(RuntimeError::Nowhere).into())
+            .map_err(|why| Failure::Other(why.to_string()))
     }
 
     /// Gives one of several guests from a snapshot what each must have for itself, as far as the user has not.
