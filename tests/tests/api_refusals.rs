@@ -234,6 +234,35 @@ fn what_posada_cannot_do_is_said_in_a_sentence() {
     ] {
         served.put(path, &body).expect_fault(&[named]);
     }
+    // An array is no object, however deep.
+    for (path, body) in [
+        ("/entropy", json!({ "rate_limiter": [null, null] })),
+        ("/serial", json!({ "rate_limiter": [1, null, 1] })),
+        (
+            "/entropy",
+            json!({ "rate_limiter": { "bandwidth": [1, null, 1] } }),
+        ),
+        (
+            "/network-interfaces/n",
+            json!({ "iface_id": "n", "host_dev_name": "t", "rx_rate_limiter": [null, null] }),
+        ),
+        (
+            "/snapshot/load",
+            json!({ "snapshot_path": "s", "mem_backend": ["m", "File"] }),
+        ),
+        (
+            "/snapshot/load",
+            json!({ "snapshot_path": "s", "mem_file_path": "m", "vsock_override": ["v"] }),
+        ),
+        (
+            "/snapshot/load",
+            json!({ "snapshot_path": "s", "mem_file_path": "m", "network_overrides": [["n", "t"]] }),
+        ),
+    ] {
+        served
+            .put(path, &body.to_string())
+            .expect_fault(&["invalid type: sequence, expected a map"]);
+    }
     // What was refused has left nothing behind.
     let untouched = served.get("/vm/config").expect(200).json();
     assert_eq!(untouched["drives"], json!([]));

@@ -7,6 +7,7 @@ use devices::virtio::balloon::{PAGE_SIZE, Statistics};
 use serde::{Deserialize, Serialize};
 
 use super::devices::{ONE_LIMIT, drives_of, interfaces_of};
+use super::object;
 use super::rate::{RateLimiter, TokenBucket};
 use crate::config::{ByteRate, ByteSize};
 use crate::vm::{ChangeError, RunningVm};
@@ -18,6 +19,7 @@ pub struct DriveUpdate {
     /// Its name.
     pub drive_id: String,
     path_on_host: Option<PathBuf>,
+    #[serde(default, deserialize_with = "object::optional")]
     rate_limiter: Option<RateLimiter>,
 }
 
@@ -27,7 +29,9 @@ pub struct DriveUpdate {
 pub struct InterfaceUpdate {
     /// Its name.
     pub iface_id: String,
+    #[serde(default, deserialize_with = "object::optional")]
     rx_rate_limiter: Option<RateLimiter>,
+    #[serde(default, deserialize_with = "object::optional")]
     tx_rate_limiter: Option<RateLimiter>,
 }
 

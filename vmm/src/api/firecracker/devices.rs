@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use devices::disk::EngineKind;
 use serde::{Deserialize, Serialize};
 
+use super::object;
 use super::rate::{Limits, RateLimiter, TokenBucket};
 use crate::config::disk::{EngineName, Format};
 use crate::config::net::MacAddress;
@@ -32,6 +33,7 @@ pub struct Drive {
     /// The image.
     pub path_on_host: Option<PathBuf>,
     /// Limits on what passes.
+    #[serde(default, deserialize_with = "object::optional")]
     pub rate_limiter: Option<RateLimiter>,
     /// How the image is read and written.
     pub io_engine: Option<IoEngine>,
@@ -71,8 +73,10 @@ pub struct NetworkInterface {
     /// Bytes that a frame carries.
     pub mtu: Option<u16>,
     /// Limits on what the guest receives.
+    #[serde(default, deserialize_with = "object::optional")]
     pub rx_rate_limiter: Option<RateLimiter>,
     /// Limits on what the guest sends.
+    #[serde(default, deserialize_with = "object::optional")]
     pub tx_rate_limiter: Option<RateLimiter>,
 }
 
@@ -113,6 +117,7 @@ pub struct Balloon {
 #[serde(deny_unknown_fields)]
 pub struct Entropy {
     /// Limits on what passes.
+    #[serde(default, deserialize_with = "object::optional")]
     pub rate_limiter: Option<RateLimiter>,
 }
 
@@ -122,6 +127,7 @@ pub struct Entropy {
 pub struct Serial {
     /// The file or named pipe that it prints to, instead of standard output.
     pub serial_out_path: Option<PathBuf>,
+    #[serde(default, deserialize_with = "object::optional")]
     rate_limiter: Option<TokenBucket>,
 }
 

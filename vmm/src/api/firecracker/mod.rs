@@ -8,6 +8,7 @@ mod devices;
 mod logger;
 mod machine;
 mod metrics;
+mod object;
 mod rate;
 mod snapshot;
 #[cfg(test)]

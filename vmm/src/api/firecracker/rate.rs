@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::object;
 use crate::config::{ByteRate, ByteSize};
 
 /// Limits on what passes: bytes and operations.
@@ -9,8 +10,10 @@ use crate::config::{ByteRate, ByteSize};
 #[serde(deny_unknown_fields)]
 pub struct RateLimiter {
     /// Bytes.
+    #[serde(default, deserialize_with = "object::optional")]
     pub bandwidth: Option<TokenBucket>,
     /// Requests, or frames.
+    #[serde(default, deserialize_with = "object::optional")]
     pub ops: Option<TokenBucket>,
 }
 

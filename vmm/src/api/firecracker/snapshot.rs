@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf, absolute};
 
 use serde::Deserialize;
 
+use super::object;
 use crate::config::VmConfig;
 use crate::snapshot::{self, MEMORY, MemoryFrom, Prefault, STATE, Snapshot, SnapshotOptions};
 use crate::vm::RunningVm;
@@ -35,6 +36,7 @@ enum SnapshotType {
 pub struct Load {
     snapshot_path: PathBuf,
     mem_file_path: Option<PathBuf>,
+    #[serde(default, deserialize_with = "object::optional")]
     mem_backend: Option<MemBackend>,
     #[serde(default)]
     enable_diff_snapshots: bool,
@@ -44,8 +46,9 @@ pub struct Load {
     /// Whether the guest is to go on at once.
     #[serde(default)]
     pub resume_vm: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::list")]
     network_overrides: Vec<NetworkOverride>,
+    #[serde(default, deserialize_with = "object::optional")]
     vsock_override: Option<VsockOverride>,
     #[serde(default)]
     clock_realtime: bool,
