@@ -18,8 +18,8 @@ PACKAGES += cargo-web rustc-web rustfmt-web rust-web-clippy
 endif
 # What builds and packs the guest.
 GUEST_PACKAGES := make flex bison bc libelf-dev libssl-dev xz-utils cpio kmod busybox-static linux-source-6.1
-# What tests make disks' file systems with, and check them; networks; and golden snapshots; what checks manual pages and units.
-TEST_PACKAGES := e2fsprogs iproute2 passt xz-utils groff-base systemd
+# What tests make disks' file systems with, and check them; networks; and golden snapshots; what checks manual pages, the API's description and units.
+TEST_PACKAGES := e2fsprogs iproute2 passt xz-utils groff-base python3-venv systemd
 # What `make bench` measures with: a disk and a network without a VM, and system calls.
 BENCH_PACKAGES := fio iproute2 linux-perf
 

@@ -4,7 +4,7 @@ use std::env;
 use std::path::PathBuf;
 
 /// `$POSADA_CACHE`, else `posada` in `$XDG_CACHE_HOME` or `~/.cache`: where posada itself looks.
-fn cache() -> PathBuf {
+pub(crate) fn cache() -> PathBuf {
     let from_env = |name| {
         env::var_os(name)
             .filter(|value| !value.is_empty())

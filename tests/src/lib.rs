@@ -15,6 +15,7 @@ pub mod owner;
 pub mod payload;
 pub mod posada;
 pub mod running;
+pub mod schemathesis;
 pub mod script;
 pub mod served;
 pub mod stream;
