@@ -7,6 +7,31 @@ use posada_tests::http;
 use posada_tests::served::{START, Served, boot_source, image, vm};
 use serde_json::{Value, json};
 
+/// What is asked for by a body.
+const WITH_A_BODY: [(&str, &str); 21] = [
+    ("PUT", "/actions"),
+    ("PUT", "/boot-source"),
+    ("PUT", "/machine-config"),
+    ("PATCH", "/machine-config"),
+    ("PUT", "/drives/d"),
+    ("PUT", "/network-interfaces/n"),
+    ("PUT", "/vsock"),
+    ("PUT", "/balloon"),
+    ("PUT", "/entropy"),
+    ("PUT", "/serial"),
+    ("PUT", "/logger"),
+    ("PUT", "/cpu-config"),
+    ("PATCH", "/vm"),
+    ("PUT", "/snapshot/create"),
+    ("PUT", "/snapshot/load"),
+    ("PUT", "/posada/v1/snapshot"),
+    ("PUT", "/posada/v1/rewind"),
+    ("PATCH", "/drives/d"),
+    ("PATCH", "/network-interfaces/n"),
+    ("PATCH", "/balloon"),
+    ("PATCH", "/balloon/statistics"),
+];
+
 #[test]
 fn each_thing_has_its_time() {
     let served = Served::start("time", &[]);
@@ -14,6 +39,12 @@ fn each_thing_has_its_time() {
         ("PATCH", "/vm", &vm("Paused")[..]),
         ("PATCH", "/balloon", r#"{"amount_mib": 1}"#),
         ("PATCH", "/drives/d", r#"{"drive_id": "d"}"#),
+        ("PATCH", "/network-interfaces/n", r#"{"iface_id": "n"}"#),
+        (
+            "PATCH",
+            "/balloon/statistics",
+            r#"{"stats_polling_interval_s": 1}"#,
+        ),
         (
             "PUT",
             "/snapshot/create",
@@ -25,9 +56,15 @@ fn each_thing_has_its_time() {
     ] {
         http::request(&served.socket(), method, path, body).expect_fault(&["not supported before starting"]);
     }
-    served
-        .put("/posada/v1/pause", "")
-        .expect_fault(&["has not been started"]);
+    for (verb, body) in [
+        ("pause", ""),
+        ("resume", ""),
+        ("rewind", r#"{"directory": "s"}"#),
+        ("snapshot", r#"{"directory": "s", "diff": false, "stop": false}"#),
+    ] {
+        let path = format!("/posada/v1/{verb}");
+        served.put(&path, body).expect_fault(&["has not been started"]);
+    }
     served.put("/actions", START).expect_fault(&["kernel"]);
     served.boot("echo");
     let load = r#"{"snapshot_path": "s", "mem_file_path": "m"}"#;
@@ -80,25 +117,7 @@ fn what_is_no_request_is_refused_and_the_guest_goes_on() {
         .get("/nothing")
         .expect_fault(&["Invalid request method and/or path: GET nothing."]);
     http::request(&served.socket(), "GET", "/", "{}").expect_fault(&["cannot have a body"]);
-    for (method, path) in [
-        ("PUT", "/actions"),
-        ("PUT", "/boot-source"),
-        ("PUT", "/machine-config"),
-        ("PATCH", "/machine-config"),
-        ("PUT", "/drives/d"),
-        ("PUT", "/network-interfaces/n"),
-        ("PUT", "/vsock"),
-        ("PUT", "/balloon"),
-        ("PUT", "/entropy"),
-        ("PUT", "/serial"),
-        ("PUT", "/logger"),
-        ("PUT", "/cpu-config"),
-        ("PATCH", "/vm"),
-        ("PUT", "/snapshot/create"),
-        ("PUT", "/snapshot/load"),
-        ("PUT", "/posada/v1/snapshot"),
-        ("PUT", "/posada/v1/rewind"),
-    ] {
+    for (method, path) in WITH_A_BODY {
         for body in [
             "",
             "{",
@@ -283,9 +302,9 @@ fn what_posada_cannot_do_is_said_in_a_sentence() {
 fn huge_and_half_requests_and_silence_keep_nobody_from_being_heard() {
     let served = Served::running("broken", "echo");
     let socket = served.socket();
-    served
-        .put("/boot-source", &"x".repeat(51_201))
-        .expect_fault(&["longer than 51200"]);
+    for (method, path) in WITH_A_BODY {
+        http::request(&socket, method, path, &"x".repeat(51_201)).expect_fault(&["longer than 51200"]);
+    }
     let whole = http::text("PUT", "/vm", &"y".repeat(1 << 20));
     let chunked = "PUT /vm HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n";
     for bytes in [

@@ -105,9 +105,9 @@ fn while_a_snapshot_is_taken_it_is_there_as_a_whole_or_the_next_one_cleans_up() 
         let name = name("frozen", signal);
         let place = TempDir::new().unwrap();
         let snapshot = place.as_path().join("s");
-        let guest = Guest::bare("program=count touch=268435456")
+        let guest = Guest::bare("program=count touch=134217728")
             .named(&name)
-            .memory("512M");
+            .memory("256M");
         let mut guest = guest.start();
         guest.wait_for("count 1\n");
         let taking = Running::of(command(&["snapshot", &name, snapshot.to_str().unwrap()]));
