@@ -16,7 +16,7 @@ use crate::runtime;
 const PRIVATE_DIRECTORY: u32 = 0o700;
 
 /// What follows the place's name in that of its directory, before the number of the process.
-const MARK: &str = ".partial-";
+const MARK: &str = ".posada-partial-";
 
 /// A directory that is not a snapshot yet. Dropping it removes it; one that a killed process has left, the next one that begins
 /// beside it.
@@ -158,20 +158,25 @@ mod tests {
     fn what_a_killed_process_has_left_goes_and_nothing_else() {
         let base = tempfile::tempdir().unwrap();
         for name in [
-            ".s.partial-1",
-            ".t.partial-4294967295",
-            ".s.partial-x",
-            "s.partial-1",
+            ".s.posada-partial-1",
+            ".t.posada-partial-4294967295",
+            ".s.posada-partial-x",
+            "s.posada-partial-1",
         ] {
             fs::create_dir(base.path().join(name)).unwrap();
         }
-        let other = create(&base.path().join(".u.partial-2")).unwrap();
+        let other = create(&base.path().join(".u.posada-partial-2")).unwrap();
         let partial = Partial::begin(&base.path().join("s")).unwrap();
         let left = fs::read_dir(base.path()).unwrap();
         let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
-        let own = format!(".s.partial-{}", std::process::id());
-        let mut expected = [".s.partial-x", ".u.partial-2", "s.partial-1", &own];
+        let own = format!(".s.posada-partial-{}", std::process::id());
+        let mut expected = [
+            ".s.posada-partial-x",
+            ".u.posada-partial-2",
+            "s.posada-partial-1",
+            &own,
+        ];
         expected.sort_unstable();
         assert_eq!(left, expected);
         drop((other, partial));
