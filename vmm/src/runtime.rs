@@ -17,6 +17,8 @@ use thiserror::Error;
 use tracing::debug;
 
 const SOCKET: &str = "control.sock";
+/// The socket of a guest's socket device that is not elsewhere.
+const VSOCK: &str = "vsock.sock";
 /// The user's alone: who can reach a guest's socket can do anything to the guest.
 const PRIVATE: u32 = 0o700;
 /// A sweep holds a directory for two system calls.
@@ -243,6 +245,14 @@ pub fn wait_until_gone(directory: &Path) {
 /// There is no such guest.
 pub fn socket_of(name: &str) -> Result<PathBuf, RuntimeError> {
     Ok(directory_of(name)?.join(SOCKET))
+}
+
+/// Where the socket device's socket of the guest `name` is, if its user has named no other place.
+///
+/// # Errors
+/// There is no telling where guests' directories are.
+pub fn vsock_of(name: &str) -> Result<PathBuf, RuntimeError> {
+    Ok(base()?.join(name).join(VSOCK))
 }
 
 fn base() -> Result<PathBuf, RuntimeError> {

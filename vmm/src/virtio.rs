@@ -137,7 +137,7 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<Kept>, Changeable), E
         changeable.nets.push(net);
     }
     if let Some(vsock) = &config.vsock {
-        let (device, file) = Vsock::bind(&vsock.path, vsock.cid())?;
+        let (device, file) = Vsock::bind(&vsock.socket(config.name())?, vsock.cid())?;
         devices.add("vsock".to_owned(), device, &shared);
         files.push(Kept::Socket(file));
     }

@@ -3,8 +3,11 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use arch_x86_64::layout::VIRTIO_IRQS;
+use devices::virtio::vsock::MAX_PATH;
 use nix::unistd::{dup2_stderr, dup2_stdout};
 use tracing::info;
 use vmm::api::{Api, Instance, MAX_BODY};
@@ -12,17 +15,16 @@ use vmm::config::{Overrides, VmConfig};
 use vmm::console::{self, End};
 use vmm::error::Error;
 use vmm::lifecycle::Stop;
-use vmm::runtime::{GuestDirectory, RuntimeError};
+use vmm::runtime::{self, GuestDirectory, RuntimeError};
 use vmm::snapshot::Snapshot;
 use vmm::vm::RunningVm;
 
 use super::background::RUNS;
 use super::{Failure, finish, report};
 
-/// What a guest in the background has in its directory: what its console prints, posada's messages, and its socket.
+/// What a guest in the background has in its directory: what its console prints, and posada's messages.
 pub const CONSOLE: &str = "console.log";
 const MESSAGES: &str = "posada.log";
-const VSOCK: &str = "vsock.sock";
 
 /// A guest's place among the running ones, if this host has one for it.
 pub struct Hosted {
@@ -82,10 +84,19 @@ impl Hosted {
         if let Some(vsock) = &mut config.vsock
             && given.vsock.is_none()
         {
-            vsock.path = directory.path().join(VSOCK);
+            vsock.path = None;
         }
         snapshot.make_disks_own(config, given, directory.path())?;
         Ok(())
+    }
+
+    /// Gives the tiny guest a socket device, by which its agent is reached, if its user has said nothing else and it has room for one.
+    pub fn add_way_to_agent(&self, config: &mut VmConfig) {
+        let fits = |path: PathBuf| path.as_os_str().len() <= MAX_PATH;
+        let has_place = self.directory.is_ok() && runtime::vsock_of(config.name()).is_ok_and(fits);
+        if has_place && config.kernel.is_none() && config.virtio_devices() < VIRTIO_IRQS.len() {
+            config.vsock.get_or_insert_default();
+        }
     }
 
     /// Where the guest's console prints: to standard output, or in the background to a new file in its directory.

@@ -62,6 +62,7 @@ impl Run {
         console::block_signals()?;
         let foundation = Foundation::lay(&config)?;
         let hosted = Hosted::begin(&mut config)?;
+        hosted.add_way_to_agent(&mut config);
         let vm = Vm::build(foundation, &config, hosted.console(self.background)?)?;
         if self.background {
             background::wait_to_go()?;

@@ -96,7 +96,7 @@ mod tests {
                 },
             ],
             vsock: Some(VsockConfig {
-                path: "/v".into(),
+                path: Some("/v".into()),
                 cid: Some(7),
             }),
             balloon: Some(BalloonConfig {

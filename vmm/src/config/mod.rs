@@ -111,8 +111,9 @@ pub struct VmConfig {
     #[serde(rename = "disk")]
     pub disks: Vec<DiskConfig>,
 
-    /// Streams to and from the guest, by a Unix socket at PATH [default: cid=3]
-    #[arg(long, value_name = vsock::SYNTAX)]
+    /// Streams to and from the guest, by a Unix socket at PATH, or in the guest's own directory; the tiny guest has it by default
+    /// [default: cid=3]
+    #[arg(long, value_name = vsock::SYNTAX, num_args = 0..=1, default_missing_value = "")]
     pub vsock: Option<VsockConfig>,
 
     /// A memory balloon: pages that the guest does without go back to the host
@@ -183,7 +184,7 @@ impl VmConfig {
     fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let files = [&mut self.kernel, &mut self.initrd].into_iter().flatten();
         let disks = self.disks.iter_mut().flat_map(DiskConfig::paths);
-        let vsock = self.vsock.iter_mut().map(|vsock| &mut vsock.path);
+        let vsock = self.vsock.iter_mut().filter_map(|vsock| vsock.path.as_mut());
         files.chain(disks).chain(vsock)
     }
 
@@ -314,6 +315,12 @@ impl VmConfig {
     /// How the kernel is entered.
     pub fn boot(&self) -> Boot {
         self.boot.unwrap_or_default()
+    }
+
+    /// Number of virtio devices.
+    pub fn virtio_devices(&self) -> usize {
+        let single = [self.vsock.is_some(), self.balloon.is_some(), self.rng];
+        self.disks.len() + self.nets.len() + single.into_iter().filter(|there| *there).count()
     }
 
     /// The kernel's command line on a host of this kind, for a guest with these virtio devices. A host's own options

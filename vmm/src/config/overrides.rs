@@ -94,7 +94,7 @@ impl Overrides {
                     what: "vsock",
                     which: path.display().to_string(),
                 })?;
-            vsock.path.clone_from(path);
+            vsock.path = Some(path.clone());
         }
         Ok(config)
     }

@@ -105,7 +105,7 @@ fn paths_in_a_file_are_relative_to_it() {
     );
     assert_eq!(config.kernel, Some(file.directory.as_path().join("vmlinux")));
     assert_eq!(config.initrd, Some(PathBuf::from("/abs")));
-    let vsock = config.vsock.map(|vsock| vsock.path);
+    let vsock = config.vsock.and_then(|vsock| vsock.path);
     assert_eq!(vsock, Some(file.directory.as_path().join("v.sock")));
 }
 

@@ -1,5 +1,6 @@
 //! What a running guest tells of itself.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -55,9 +56,13 @@ impl GuestInfo {
         Self::new(config, Phase::Created, host_kind, age)
     }
 
-    fn new(config: VmConfig, state: Phase, host_kind: HostKind, age: Duration) -> Result<Self, Error> {
+    fn new(mut config: VmConfig, state: Phase, host_kind: HostKind, age: Duration) -> Result<Self, Error> {
+        let name = config.name().to_owned();
+        if let Some(vsock) = &mut config.vsock {
+            vsock.path = vsock.socket(&name).map(Cow::into_owned).ok();
+        }
         Ok(Self {
-            name: config.name().to_owned(),
+            name,
             pid: std::process::id(),
             state,
             uptime: age.as_secs(),

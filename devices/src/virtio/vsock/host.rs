@@ -16,6 +16,8 @@ use tracing::debug;
 const MAX_SOCKET_PATH: usize = 107;
 /// What a port adds to the path at most: `_4294967295`.
 const MAX_PORT_SUFFIX: usize = 11;
+/// Longest path of a socket that has room for what a port adds, in bytes.
+pub const MAX_PATH: usize = MAX_SOCKET_PATH - MAX_PORT_SUFFIX;
 /// Longest first line of a host program: `CONNECT 4294967295` and the line's end, with room for spaces.
 const MAX_LINE: usize = 32;
 
@@ -25,7 +27,7 @@ pub enum BindError {
     /// With a port behind it, it would be no socket's address.
     #[error(
         "the vsock path '{path}' is too long: a Unix socket's name, with a port behind it, has room for {max} bytes",
-        path = .0.display(), max = MAX_SOCKET_PATH - MAX_PORT_SUFFIX
+        path = .0.display(), max = MAX_PATH
     )]
     TooLong(PathBuf),
     /// Somebody answers there.
@@ -68,7 +70,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 /// Listens at `path`, in the place of a socket that nobody listens at any more.
 pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
-    if path.as_os_str().len() > MAX_SOCKET_PATH - MAX_PORT_SUFFIX {
+    if path.as_os_str().len() > MAX_PATH {
         return Err(BindError::TooLong(path.to_owned()));
     }
     let refused = |source| BindError::Refused {

@@ -32,7 +32,7 @@ use notice::Notice;
 use switchboard::{Cids, HostSide, Switchboard};
 use worker::{Queues, VsockWorker};
 
-pub use host::{BindError, SocketFile};
+pub use host::{BindError, MAX_PATH, SocketFile};
 
 /// Feature bit VIRTIO_VSOCK_F_STREAM (§5.10.3).
 const F_STREAM: u32 = 0;

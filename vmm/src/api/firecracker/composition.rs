@@ -62,7 +62,7 @@ impl Composition {
                 ..Default::default()
             },
             network_interfaces: devices::interfaces_of(config),
-            vsock: config.vsock.as_ref().map(Vsock::of),
+            vsock: Vsock::of(config),
             entropy: config.rng.then(Entropy::default),
             ..Default::default()
         }

@@ -252,18 +252,19 @@ impl Vsock {
     /// The same as posada has it.
     pub fn vsock(&self) -> VsockConfig {
         VsockConfig {
-            path: self.uds_path.clone(),
+            path: Some(self.uds_path.clone()),
             cid: Some(self.guest_cid),
         }
     }
 
-    /// Firecracker's for posada's.
-    pub fn of(vsock: &VsockConfig) -> Self {
-        Self {
+    /// Firecracker's for the one that a guest of posada's has.
+    pub fn of(config: &VmConfig) -> Option<Self> {
+        let vsock = config.vsock.as_ref()?;
+        Some(Self {
             vsock_id: None,
             guest_cid: vsock.cid(),
-            uds_path: vsock.path.clone(),
-        }
+            uds_path: vsock.socket(config.name()).unwrap_or_default().into_owned(),
+        })
     }
 }
 

@@ -216,7 +216,7 @@ impl Load {
         }
         match (&self.vsock_override, &mut config.vsock) {
             (None, _) => {}
-            (Some(changed), Some(vsock)) => vsock.path.clone_from(&changed.uds_path),
+            (Some(changed), Some(vsock)) => vsock.path = Some(changed.uds_path.clone()),
             (Some(_), None) => return Err("the snapshot's guest has no vsock".to_owned()),
         }
         config.check().map_err(|error| error.to_string())?;
