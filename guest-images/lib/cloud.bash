@@ -24,6 +24,7 @@ build_cloud() {
 cloud_key() {
     {
         program_inputs init
+        agent_inputs
         sha256sum /bin/busybox
         declare -f make_cloud add_modules base_system
         printf '%s\n' "${cloud_modules[@]}"
@@ -34,6 +35,7 @@ cloud_key() {
 make_cloud() {
     local key=$1 package=$2 result=$work/cloud tree=$work/tree
     guest_program guest-init ''
+    agent_program
     mkdir "$work/download" "$tree" "$result"
     step 'cloud kernel download' '' download_package "$package" "$work/download"
     step 'cloud kernel unpacking' '' dpkg-deb --extract "$work/download/"*.deb "$tree"

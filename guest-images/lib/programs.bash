@@ -8,13 +8,28 @@ program_inputs() {
     rustc --version
 }
 
+# Named, so that cargo does not apply a guest program's flags to what runs here to build it.
+target=x86_64-unknown-linux-gnu
+
 # Builds a workspace package's program for the guest: guest_program PACKAGE RUSTFLAGS [CARGO-OPTION...]; leaves it at $work/PACKAGE.
 guest_program() {
     local package=$1 flags=$2
     shift 2
     step "program $package" '' env CARGO_TARGET_DIR="$work/target" RUSTFLAGS="$flags" \
-        cargo build --manifest-path "$images/../Cargo.toml" --release --package "$package" "$@"
-    cp "$work/target/release/$package" "$work/$package"
+        cargo build --manifest-path "$images/../Cargo.toml" --release --package "$package" --target "$target" "$@"
+    cp "$work/target/$target/release/$package" "$work/$package"
+}
+
+# The agent, which runs in any guest: static, at a fixed address, which saves the guest pages to change. Leaves it at $work/guest-agent.
+agent_program() {
+    guest_program guest-agent '-C target-feature=+crt-static -C relocation-model=static'
+}
+
+agent_inputs() {
+    inputs agent
+    # The crates that it uses.
+    sha256sum <"$images/../Cargo.lock"
+    declare -f agent_program
 }
 
 need_programs() {
@@ -35,4 +50,5 @@ base_system() {
     cpio_file init 755 "$work/guest-init"
     cpio_file bin/busybox 755 /bin/busybox
     cpio_link bin/sh busybox
+    cpio_file bin/posada-agent 755 "$work/guest-agent"
 }

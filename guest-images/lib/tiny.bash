@@ -62,6 +62,7 @@ kernel_key() {
 initramfs_key() {
     {
         program_inputs init
+        agent_inputs
         declare -f build_initramfs
         sha256sum /bin/busybox 2>/dev/null || true
     } | key_of
@@ -113,6 +114,7 @@ configure_kernel() {
 build_initramfs() {
     local key=$1 result=$work/initramfs
     guest_program guest-init ''
+    agent_program
     mkdir "$result"
     cpio_begin "$result/initramfs.cpio"
     base_system

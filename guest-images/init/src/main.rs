@@ -33,6 +33,18 @@ const MOUNTS: [(&CStr, &CStr); 6] = [
     (c"devpts", c"/dev/pts"),
 ];
 
+const AGENT: &CStr = c"/bin/posada-agent";
+
+/// What programs know of where they are.
+const ENVIRONMENT: [&CStr; 6] = [
+    c"PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin",
+    c"HOME=/root",
+    c"USER=root",
+    c"SHELL=/bin/sh",
+    c"TERM=linux",
+    c"PS1=posada:\\w# ",
+];
+
 /// What ends a wait of process 1: a child's end, and busybox's `halt`, `poweroff` and `reboot` (and Ctrl-Alt-Del).
 const SIGNALS: [u32; 5] = [
     signal::CHLD,
@@ -59,6 +71,7 @@ extern "C" fn main() -> ! {
         complain(b"set the host name", b"posada", error);
     }
     load_modules();
+    start_agent();
     let console = console::open();
 
     let mut buffer = [0; 2048]; // COMMAND_LINE_SIZE on x86 (Linux, arch/x86/include/asm/setup.h)
@@ -118,6 +131,25 @@ fn load_modules() {
     }
 }
 
+/// Starts the agent, by which the host runs commands and copies files, where the host can reach it.
+fn start_agent() {
+    if syscall::has_socket_device()
+        && let Err(error) = process::spawn(&Agent)
+    {
+        complain(b"start a process for", AGENT.to_bytes(), error);
+    }
+}
+
+struct Agent;
+
+impl Child for Agent {
+    fn run(&self) -> ! {
+        let error = process::execute(AGENT, &List::new([AGENT]), &List::new(ENVIRONMENT));
+        complain(b"run", AGENT.to_bytes(), error);
+        syscall::exit(127)
+    }
+}
+
 /// Starts the console program, `program` or a shell, on the terminal `console`.
 fn start(program: Option<&[u8]>, console: Fd) -> syscall::Result<Pid> {
     syscall::hold_signals(&SIGNALS)?;
@@ -150,15 +182,7 @@ impl Child for ConsoleProgram<'_> {
         let _ = syscall::change_directory(c"/root");
         let _ = syscall::hold_signals(&[]);
         let arguments = List::new([self.name.unwrap_or(self.path)]);
-        let environment = List::new([
-            c"PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin",
-            c"HOME=/root",
-            c"USER=root",
-            c"SHELL=/bin/sh",
-            c"TERM=linux",
-            c"PS1=posada:\\w# ",
-        ]);
-        let error = process::execute(self.path, &arguments, &environment);
+        let error = process::execute(self.path, &arguments, &List::new(ENVIRONMENT));
         complain(b"run", self.path.to_bytes(), error);
         syscall::exit(127)
     }

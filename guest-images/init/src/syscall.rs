@@ -239,6 +239,30 @@ pub fn load_module(path: &CStr) -> Result<()> {
     outcome.map(drop)
 }
 
+/// Whether there is a socket device that leads to a host: ioctl(2) `IOCTL_VM_SOCKETS_GET_LOCAL_CID` (vsock(7)) tells of an address.
+pub fn has_socket_device() -> bool {
+    const VMADDR_CID_ANY: u32 = u32::MAX;
+    let Ok(fd) = open(c"/dev/vsock", Access::Read) else {
+        return false;
+    };
+    let mut cid = VMADDR_CID_ANY;
+    // SAFETY: the kernel writes the 4 bytes of `cid`.
+    let outcome = unsafe {
+        call(
+            16,
+            [
+                fd.0 as usize,
+                0x7b9,
+                ptr::from_mut(&mut cid).expose_provenance(),
+                0,
+                0,
+            ],
+        )
+    };
+    close(fd);
+    outcome.is_ok() && cid != VMADDR_CID_ANY
+}
+
 /// uname(2).
 pub fn kernel_name() -> Result<Utsname> {
     let mut name = MaybeUninit::<Utsname>::zeroed();

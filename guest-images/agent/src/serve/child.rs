@@ -1,0 +1,238 @@
+//! A command of a guest's: its process, and the streams or the terminal that it runs on.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{self, ExitStatus, Stdio};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, setsid};
+
+use crate::request::{Command, Failed, Size};
+
+/// What a shell's exit status is for a command that is there and cannot be run, and for one that is not there (POSIX.1-2017, Shell
+/// Command Language, §2.8.2).
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+/// Added to a signal's number that has ended a command (ibid., as shells have it).
+const SIGNALLED: i32 = 128;
+/// The tiny guest has its programs in this one, without links to it.
+const BUSYBOX: &str = "/bin/busybox";
+/// For an agent that was started without any.
+const DEFAULTS: [(&str, &str); 2] = [
+    (
+        "PATH",
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    ),
+    ("HOME", "/root"),
+];
+
+/// A command that runs, in a process group of its own.
+pub struct Child {
+    process: process::Child,
+    /// Readable when it has ended.
+    pub ended: OwnedFd,
+    /// Its standard input, as long as there is more for it.
+    pub input: Option<File>,
+    /// Its standard output, until it ends.
+    pub output: Option<File>,
+    /// Its standard error, likewise. On a terminal there is none apart.
+    pub error: Option<File>,
+    /// Whether it runs on a terminal.
+    pub has_terminal: bool,
+}
+
+impl Child {
+    /// Starts the command.
+    pub fn start(command: &Command) -> Result<Self, Failed> {
+        let Some(program) = command.argv.first() else {
+            return Err(failed(NOT_EXECUTABLE, "there is no command".to_owned()));
+        };
+        let cannot = |error: io::Error| {
+            let status = match error.kind() {
+                ErrorKind::NotFound => NOT_FOUND,
+                _ => NOT_EXECUTABLE,
+            };
+            failed(status, format!("cannot run '{program}': {error}"))
+        };
+        if let Some(cwd) = &command.cwd
+            && let Err(error) = fs::read_dir(cwd)
+        {
+            return Err(failed(
+                NOT_EXECUTABLE,
+                format!("cannot run a command in '{cwd}': {error}"),
+            ));
+        }
+        match Self::spawn(command, Path::new(program)) {
+            Err(error)
+                if error.kind() == ErrorKind::NotFound
+                    && !program.contains('/')
+                    && Path::new(BUSYBOX).exists() =>
+            {
+                Self::spawn(command, Path::new(BUSYBOX)).map_err(cannot)
+            }
+            spawned => spawned.map_err(cannot),
+        }
+    }
+
+    fn spawn(command: &Command, program: &Path) -> io::Result<Self> {
+        let mut process = process::Command::new(program);
+        let (name, arguments) = command.argv.split_first().ok_or(ErrorKind::InvalidInput)?;
+        process.arg0(name).args(arguments);
+        let lacking = DEFAULTS
+            .iter()
+            .filter(|(name, _)| std::env::var_os(name).is_none());
+        process.envs(lacking.copied());
+        process.envs(command.env.iter().map(|(name, value)| (name, value)));
+        if let Some(cwd) = &command.cwd {
+            process.current_dir(cwd);
+        }
+        match command.tty {
+            Some(size) => Self::on_terminal(process, size),
+            None => Self::on_pipes(process),
+        }
+    }
+
+    fn on_pipes(mut command: process::Command) -> io::Result<Self> {
+        command.process_group(0);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut process = command.spawn()?;
+        let ended = open_pidfd(&process)?;
+        let input = process
+            .stdin
+            .take()
+            .map(OwnedFd::from)
+            .map(unhurried)
+            .transpose()?;
+        let output = process
+            .stdout
+            .take()
+            .map(OwnedFd::from)
+            .map(unhurried)
+            .transpose()?;
+        let error = process
+            .stderr
+            .take()
+            .map(OwnedFd::from)
+            .map(unhurried)
+            .transpose()?;
+        Ok(Self {
+            process,
+            ended,
+            input,
+            output,
+            error,
+            has_terminal: false,
+        })
+    }
+
+    fn on_terminal(mut command: process::Command, size: Size) -> io::Result<Self> {
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let mut options = File::options();
+        let options = options.read(true).write(true).custom_flags(libc::O_NOCTTY);
+        let terminal = options.open(ptsname_r(&master)?)?;
+        let master = unhurried(master.into())?;
+        set_size(&master, size)?;
+        command
+            .stdin(terminal.try_clone()?)
+            .stdout(terminal.try_clone()?)
+            .stderr(terminal);
+        // SAFETY: between fork and exec only two system calls are made, and nothing is allocated.
+        unsafe {
+            command.pre_exec(|| {
+                setsid()?;
+                match libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) {
+                    0 => Ok(()),
+                    _ => Err(io::Error::last_os_error()),
+                }
+            });
+        }
+        let process = command.spawn()?;
+        Ok(Self {
+            ended: open_pidfd(&process)?,
+            process,
+            input: Some(master.try_clone()?),
+            output: Some(master),
+            error: None,
+            has_terminal: true,
+        })
+    }
+
+    /// The terminal has another size.
+    pub fn resize(&self, size: Size) {
+        if let (true, Some(master)) = (self.has_terminal, &self.output) {
+            // A terminal that is being hung up needs no size.
+            let _ = set_size(master, size);
+        }
+    }
+
+    /// Sends its process group a signal. It must not have been waited for.
+    pub fn signal(&self, signal: Signal) {
+        // Fails when all of the group has ended.
+        let _ = killpg(Pid::from_raw(self.process.id().cast_signed()), signal);
+    }
+
+    /// Its exit status as a shell tells it, once it has ended.
+    pub fn status(&mut self) -> io::Result<Option<u8>> {
+        let status = self.process.try_wait()?;
+        Ok(status.map(|status| shell_status(status).try_into().unwrap_or(u8::MAX)))
+    }
+
+    /// Nobody is there for it any more: takes its streams away, tells it, and waits for its end.
+    pub fn hang_up(mut self) -> io::Result<()> {
+        (self.input, self.output, self.error) = (None, None, None);
+        self.signal(Signal::SIGHUP);
+        // One that is stopped would not hear it.
+        self.signal(Signal::SIGCONT);
+        self.process.wait().map(drop)
+    }
+}
+
+fn shell_status(status: ExitStatus) -> i32 {
+    let signalled = || status.signal().map(|signal| SIGNALLED + signal);
+    status.code().or_else(signalled).unwrap_or(i32::MAX)
+}
+
+fn failed(status: u8, message: String) -> Failed {
+    Failed { status, message }
+}
+
+/// A file that nobody waits at.
+fn unhurried(fd: OwnedFd) -> io::Result<File> {
+    fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok(fd.into())
+}
+
+fn set_size(terminal: &File, size: Size) -> io::Result<()> {
+    let size = libc::winsize {
+        ws_row: size.rows,
+        ws_col: size.cols,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: the call reads a winsize, which lives across it.
+    match unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn open_pidfd(process: &process::Child) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.id(), 0) };
+    match i32::try_from(fd) {
+        // SAFETY: the descriptor is new and nobody else's.
+        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
