@@ -40,14 +40,15 @@ impl Guest {
     /// gets there. It is restored, in milliseconds, from a [snapshot](booted) that is taken when a machine with these arguments
     /// is wanted for the first time.
     ///
-    /// Arguments that are added are those of `posada run`. It has a source of random numbers already.
+    /// Arguments that are added are those of `posada run`. It has a source of random numbers already, and a socket device, by which its
+    /// agent is reached.
     ///
     /// # Panics
     /// If it has not been built.
     pub fn booted() -> Self {
         Self {
             booted: true,
-            ..Self::booting().arg("--rng")
+            ..Self::booting().arg("--rng").arg("--vsock")
         }
     }
 

@@ -1,5 +1,6 @@
 //! What integration tests and benchmarks share: guests of a page, and ways to run posada and watch it.
 
+pub mod agent;
 pub mod booted;
 pub mod checks;
 mod cores;

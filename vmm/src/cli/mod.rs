@@ -1,12 +1,16 @@
 //! The command line: what it takes, what it prints, and what its exit status means.
 
+mod agent;
 mod background;
 mod clones;
 mod completions;
+mod cp;
+mod exec;
 mod guest;
 mod guests;
 mod log;
 mod manual;
+mod progress;
 mod run;
 mod serve;
 mod snapshot;
@@ -34,6 +38,8 @@ use vmm::snapshot::SnapshotError;
 
 use clones::Clones;
 use completions::Completions;
+use cp::Copy;
+use exec::Exec;
 use guests::{Inspect, List, Logs, Names};
 use manual::Manual;
 use run::Run;
@@ -93,6 +99,12 @@ enum Command {
     /// Print what the console of a guest in the background has printed
     #[command(after_help = guests::LOGS_EXAMPLES)]
     Logs(Logs),
+    /// Run a command in a running guest
+    #[command(after_help = exec::EXAMPLES)]
+    Exec(Exec),
+    /// Copy files into a running guest, or out of it
+    #[command(after_help = cp::EXAMPLES)]
+    Cp(Copy),
     /// Freeze a running guest into a directory; it goes on
     #[command(after_help = snapshot::TAKE_EXAMPLES)]
     Snapshot(Take),
@@ -136,6 +148,9 @@ enum Failure {
         /// Its exit status.
         status: u8,
     },
+    /// The command line asks for what cannot be.
+    #[error("{0}")]
+    Usage(String),
     /// Something else, in a sentence.
     #[error("{0}")]
     Other(String),
@@ -150,7 +165,7 @@ impl From<ConfigError> for Failure {
 impl Failure {
     fn status(&self) -> u8 {
         match self {
-            Self::Vm(Error::Config(_)) => USAGE,
+            Self::Vm(Error::Config(_)) | Self::Usage(_) => USAGE,
             Self::Elsewhere { status, .. } => *status,
             _ => FAILURE,
         }
@@ -173,6 +188,8 @@ pub fn main() -> ExitCode {
         Command::Resume(guests) => guests.tell(&Request::Resume),
         Command::Kill(guests) => guests.kill(),
         Command::Logs(logs) => logs.execute(),
+        Command::Exec(exec) => exec.execute(),
+        Command::Cp(copy) => copy.execute(),
         Command::Snapshot(take) => take.execute(),
         Command::Restore(restore) => restore.execute(),
         Command::Rewind(rewind) => rewind.execute(),

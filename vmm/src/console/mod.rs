@@ -25,7 +25,7 @@ use crate::vm::RunningVm;
 use escape::{Command, HELP};
 use input::ConsoleInput;
 use output::ConsoleOutput;
-use terminal::RawTerminal;
+pub use terminal::{Printed, RawTerminal, size};
 
 /// The signals that end a guest in good order.
 const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
@@ -88,7 +88,7 @@ fn watched_signals() -> SigSet {
 pub fn attend(vm: &RunningVm) -> Result<End, Error> {
     let signals = SignalFd::with_flags(&watched_signals(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
         .doing("open a signalfd")?;
-    let terminal = RawTerminal::enter().doing("put the terminal into raw mode")?;
+    let terminal = RawTerminal::enter(Printed::Processed).doing("put the terminal into raw mode")?;
     let mut manager = EventManager::new()
         .map_err(events_error)
         .doing("open an event loop")?;

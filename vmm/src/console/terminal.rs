@@ -26,13 +26,25 @@ const FATAL: [Signal; 7] = [
     Signal::SIGSYS,
 ];
 
+/// What becomes of what is printed on a raw terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Printed {
+    /// A plain newline starts a line.
+    Processed,
+    /// It is printed as it is: another terminal has processed it.
+    AsItIs,
+}
+
 /// The terminal is raw while this exists.
-pub struct RawTerminal(());
+pub struct RawTerminal(Printed);
 
 impl RawTerminal {
-    /// Makes the terminal on standard input raw: each key goes through at once, unseen and unchanged. Output
-    /// is still processed, so that a plain newline starts a line. `None` where standard input is no terminal.
-    pub fn enter() -> io::Result<Option<Self>> {
+    /// Makes the terminal on standard input raw: each key goes through at once, unseen and unchanged. `None` where standard input is
+    /// no terminal.
+    ///
+    /// # Errors
+    /// The terminal cannot be set.
+    pub fn enter(printed: Printed) -> io::Result<Option<Self>> {
         let stdin = io::stdin();
         if !stdin.is_terminal() {
             return Ok(None);
@@ -40,16 +52,19 @@ impl RawTerminal {
         let before = attributes(stdin.as_raw_fd())?;
         let before = BEFORE.get_or_init(|| before);
         restore_on_death();
-        make_raw(before)?;
+        make_raw(before, printed)?;
         RAW.store(true, Ordering::SeqCst);
-        Ok(Some(Self(())))
+        Ok(Some(Self(printed)))
     }
 
     /// Makes the terminal raw again after posada was stopped: the shell has had it in its own mode meanwhile. One that
     /// goes on in the background leaves it alone.
+    ///
+    /// # Errors
+    /// The terminal cannot be set.
     pub fn resume(&self) -> io::Result<()> {
         match BEFORE.get() {
-            Some(before) if !in_background() => make_raw(before),
+            Some(before) if !in_background() => make_raw(before, self.0),
             _ => Ok(()),
         }
     }
@@ -61,11 +76,13 @@ impl Drop for RawTerminal {
     }
 }
 
-fn make_raw(before: &libc::termios) -> io::Result<()> {
+fn make_raw(before: &libc::termios, printed: Printed) -> io::Result<()> {
     let mut raw = *before;
     // SAFETY: the pointer is to a termios of ours.
     unsafe { libc::cfmakeraw(&mut raw) };
-    raw.c_oflag = before.c_oflag;
+    if printed == Printed::Processed {
+        raw.c_oflag = before.c_oflag;
+    }
     set_attributes(libc::STDIN_FILENO, &raw)
 }
 
@@ -115,6 +132,20 @@ fn restore_on_death() {
             tracing::debug!("no handler for {signal}: {error}");
         }
     }
+}
+
+/// The size of the terminal on standard output or, if that is none, on standard input: lines, and letters in a line.
+pub fn size() -> Option<(u16, u16)> {
+    [libc::STDOUT_FILENO, libc::STDIN_FILENO]
+        .into_iter()
+        .find_map(|fd| {
+            // SAFETY: winsize is a plain C struct for which all zeroes is a value.
+            let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+            // SAFETY: the pointer is to a live winsize of ours, which the call fills.
+            let done = unsafe { libc::ioctl(fd, libc::TIOCGWINSZ, &raw mut size) };
+            // A terminal that knows no size of its own says zero.
+            (done == 0 && size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
+        })
 }
 
 fn attributes(fd: i32) -> io::Result<libc::termios> {

@@ -1,0 +1,175 @@
+//! The way to the agent of a running guest, through its socket device. What comes from there is a guest's word: it is bounded, and what
+//! is shown of it has no power over a terminal.
+
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use guest_agent::frame::{Frame, Incoming, send_json};
+use guest_agent::request::{Failed, PORT, Request, VERSION, read_greeting};
+use vmm::lifecycle::Phase;
+
+use super::guests::inspect;
+use super::{FAILURE, Failure};
+
+/// Seconds until an agent must have greeted: several times what a slow and busy guest needs.
+const PATIENCE: u64 = 30;
+/// The longest answer to `CONNECT`, in bytes: `OK 4294967295` and the line's end.
+const MAX_ANSWER: u64 = 14;
+/// More of a guest's sentence is not shown.
+const MAX_SENTENCE: usize = 2000;
+
+/// An agent that has been asked for something.
+pub struct Agent {
+    /// Its guest's name.
+    pub guest: String,
+    /// The stream to it.
+    pub stream: UnixStream,
+    /// What has come from it.
+    pub incoming: Incoming,
+}
+
+impl Agent {
+    /// Asks the agent of the running guest `name`.
+    ///
+    /// # Errors
+    /// There is no such guest, or no agent in it that understands.
+    pub fn ask(name: &str, request: &Request) -> Result<Self, Failure> {
+        let guest = inspect(name)?;
+        if guest.state == Phase::Paused {
+            return Err(Failure::Other(format!(
+                "the guest '{name}' is paused: let it go on with 'posada resume {name}'"
+            )));
+        }
+        let path = guest.config.vsock.and_then(|vsock| vsock.path).ok_or_else(|| {
+            Failure::Other(format!(
+                "the guest '{name}' has no socket device, by which its agent is reached: start it with --vsock"
+            ))
+        })?;
+        let mut stream = call(name, &path)?;
+        send_json(&mut stream, request, |json| Frame::Request(json)).map_err(|error| match error.kind() {
+            ErrorKind::InvalidInput => Failure::Other(format!("the command is too long: {error}")),
+            _ => lost(name, &error),
+        })?;
+        Ok(Self {
+            guest: name.to_owned(),
+            stream,
+            incoming: Incoming::default(),
+        })
+    }
+
+    /// Why the conversation ended before its time.
+    pub fn lost(&self, error: &io::Error) -> Failure {
+        lost(&self.guest, error)
+    }
+}
+
+/// Connects to the agent, and hears that it is one.
+fn call(name: &str, path: &Path) -> Result<UnixStream, Failure> {
+    let unreachable = |error: io::Error| {
+        Failure::Other(match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
+                "the agent of '{name}' has said nothing in {PATIENCE} s: the guest may be starting, or stuck"
+            ),
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => format!(
+                "no agent listens in the guest '{name}': it may still be starting, or its image may have none (docs/agent.md)"
+            ),
+            _ => format!(
+                "cannot reach the agent of '{name}' through '{}': {error}",
+                path.display()
+            ),
+        })
+    };
+    let greet = || {
+        let mut stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(Duration::from_secs(PATIENCE)))?;
+        writeln!(stream, "CONNECT {PORT}")?;
+        if !is_connected(&stream)? {
+            return Ok((stream, None));
+        }
+        let version = read_greeting(&mut stream)?;
+        stream.set_read_timeout(None)?;
+        Ok((stream, version))
+    };
+    match greet().map_err(unreachable)? {
+        (stream, Some(VERSION)) => Ok(stream),
+        (_, Some(other)) => Err(Failure::Other(format!(
+            "the agent in the guest '{name}' speaks version {other} and this posada version {VERSION}: \
+             put the agent that goes with this posada into the guest's image (docs/agent.md)"
+        ))),
+        (_, None) => Err(Failure::Other(format!(
+            "what listens at port {PORT} in the guest '{name}' is no agent of posada's: \
+             end it there, and start the agent (docs/agent.md)"
+        ))),
+    }
+}
+
+/// Reads the line that says that the guest has taken the stream, and nothing behind it.
+fn is_connected(stream: &UnixStream) -> io::Result<bool> {
+    let mut line = Vec::new();
+    // Byte by byte: what follows is the agent's greeting.
+    BufReader::with_capacity(1, stream.take(MAX_ANSWER)).read_until(b'\n', &mut line)?;
+    match line.last() {
+        Some(b'\n') => Ok(line.starts_with(b"OK ")),
+        _ if line.len() as u64 == MAX_ANSWER => Ok(false),
+        _ => Err(ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Why a conversation with the agent of `name` ended before its time.
+pub fn lost(name: &str, error: &io::Error) -> Failure {
+    Failure::Other(match error.kind() {
+        // tar's, too.
+        ErrorKind::InvalidData | ErrorKind::Other => {
+            format!(
+                "the agent of '{name}' says what no agent does: {}",
+                sentence(&error.to_string())
+            )
+        }
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+            format!(
+                "the agent of '{name}' is gone: the guest, or the agent in it, has ended or was taken back to a snapshot"
+            )
+        }
+        _ => format!("the agent of '{name}' cannot be talked to: {error}"),
+    })
+}
+
+/// What the agent says that it could not do.
+pub fn failure(json: &[u8]) -> Failure {
+    match serde_json::from_slice::<Failed>(json) {
+        Ok(Failed { status, message }) => Failure::Elsewhere {
+            message: sentence(&message),
+            status: status.max(FAILURE),
+        },
+        Err(_) => Failure::Other("the agent could not do it, and does not say why".to_owned()),
+    }
+}
+
+/// A guest's words for a person: one line, and nothing that a terminal would obey.
+pub fn sentence(words: &str) -> String {
+    let letters = words.chars().take(MAX_SENTENCE);
+    letters
+        .map(|letter| if letter.is_control() { ' ' } else { letter })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_words_are_one_bounded_line() {
+        assert_eq!(sentence("no\x1b[2J such\nfile"), "no [2J such file");
+        assert_eq!(sentence(&"x".repeat(1 << 20)).len(), MAX_SENTENCE);
+    }
+
+    #[test]
+    fn a_failure_is_never_a_success() {
+        for json in [&br#"{"status":0,"message":"m"}"#[..], b"{}", b"\xff"] {
+            assert_ne!(failure(json).status(), 0);
+        }
+        assert_eq!(failure(br#"{"status":127,"message":"m"}"#).status(), 127);
+    }
+}
