@@ -121,7 +121,7 @@ impl Tables {
 const NO_VGA: u16 = 1 << 2;
 /// Ignored on a hardware-reduced platform (§5.2.9), but older Linux declares an interrupt for whatever it finds; 9 is the
 /// PC's, and here the generic event device's, which stands in for it.
-const SCI: u16 = layout::GENERIC_EVENT_IRQ as u16;
+const SCI: u16 = layout::GENERATION_IRQ as u16;
 
 /// The fixed description table (§5.2.9) of a hardware-reduced platform: no PM timer, no GPE blocks, no SCI.
 ///

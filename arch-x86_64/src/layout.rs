@@ -59,12 +59,16 @@ pub const CMDLINE_SIZE: usize = 0x1_0000;
 pub const GENERATION_ID: GuestAddress = GuestAddress(0x9_c000);
 /// Bytes of the generation id: 128 bits.
 pub const GENERATION_ID_SIZE: usize = 16;
-/// Interrupt line of the generic event device, by which ACPI tells of a new generation id.
+/// Interrupt line of the generic event device by which ACPI tells of a new generation id.
 ///
 /// ACPI's own line on a PC. This is where the hardware-reduced platform, which has no SCI, has what stands in for it
 /// (ACPI 6.5 §5.6.9), and no driver of another device looks for its interrupt there. Linux before 5.5 declares the line
 /// level-triggered, but it has no driver for generation ids either (5.18).
-pub const GENERIC_EVENT_IRQ: u32 = 9;
+pub const GENERATION_IRQ: u32 = 9;
+/// Interrupt line of the generic event device by which ACPI tells of the power button.
+///
+/// On a PC it is the floating-point unit's, which since the 80486 has had an exception of its own: no driver looks here.
+pub const POWER_BUTTON_IRQ: u32 = 13;
 
 /// One reserved page that belongs to the VMM on every host kind: kvm-pvm hosts put their `syscall` repair there.
 /// It is reserved everywhere so that a guest's memory map does not depend on the host.
@@ -89,7 +93,7 @@ pub const VIRTIO_MMIO_START: GuestAddress = GuestAddress(0xd000_0000);
 /// Guest-physical space of one virtio device in bytes.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// Interrupt lines of the virtio devices, in the devices' order: those pins of the I/O APIC that no PC device has. First
-/// those that no 8259 has either, then the free ones of a PC (not [`GENERIC_EVENT_IRQ`], nor 13, the FPU's, nor the cascade
+/// those that no 8259 has either, then the free ones of a PC (not [`GENERATION_IRQ`] and [`POWER_BUTTON_IRQ`], nor the cascade
 /// and those of the timer, keyboard, serial ports and clock).
 pub const VIRTIO_IRQS: [u32; 16] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15];
 
@@ -213,7 +217,9 @@ mod tests {
         irqs.sort_unstable();
         irqs.dedup();
         assert_eq!(irqs.len(), slots.len());
-        assert!(!irqs.contains(&COM1_IRQ) && !irqs.contains(&GENERIC_EVENT_IRQ));
+        for taken in [COM1_IRQ, GENERATION_IRQ, POWER_BUTTON_IRQ] {
+            assert!(!irqs.contains(&taken), "line {taken}");
+        }
         assert_eq!(virtio_slots(slots.len() + 1), None);
     }
 

@@ -10,6 +10,7 @@ use kvm_ioctls::VmFd;
 use vm_memory::Bytes;
 
 use crate::error::{Doing, Error};
+use crate::machine;
 use crate::memory::GuestMemory;
 
 /// Gives the machine a generation id of its own, before it boots.
@@ -35,12 +36,7 @@ pub fn write_new(memory: &GuestMemory) -> Result<(), Error> {
 /// Those of [`write_new`], or KVM refuses.
 pub fn renew(fd: &VmFd, memory: &GuestMemory) -> Result<(), Error> {
     write_new(memory)?;
-    // The line is edge-triggered.
-    for level in [true, false] {
-        fd.set_irq_line(layout::GENERIC_EVENT_IRQ, level)
-            .doing("tell the guest of its new generation id")?;
-    }
-    Ok(())
+    machine::pulse(fd, layout::GENERATION_IRQ).doing("tell the guest of its new generation id")
 }
 
 #[cfg(test)]
@@ -51,7 +47,7 @@ mod tests {
     use super::*;
     use crate::config::ByteSize;
 
-    const PIN: usize = layout::GENERIC_EVENT_IRQ as usize;
+    const PIN: usize = layout::GENERATION_IRQ as usize;
     const VECTOR: u8 = 0x31;
 
     fn memory() -> GuestMemory {

@@ -70,6 +70,16 @@ fn physical_address_bits() -> u8 {
     }
 }
 
+/// Raises an edge-triggered interrupt line. When it returns, the interrupt is in a local APIC.
+///
+/// # Errors
+/// KVM refuses.
+pub(crate) fn pulse(fd: &VmFd, line: u32) -> Result<(), kvm_ioctls::Error> {
+    [true, false]
+        .into_iter()
+        .try_for_each(|level| fd.set_irq_line(line, level))
+}
+
 fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     loop {
         match kvm.create_vm() {

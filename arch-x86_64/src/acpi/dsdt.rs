@@ -2,8 +2,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate,
-    Scope,
+    Arg, Device, EISAName, Else, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package,
+    Path, ResourceTemplate, Scope,
 };
 use acpi_tables::sdt::Sdt;
 
@@ -15,6 +15,8 @@ const HEADER_SIZE: u32 = 36;
 const REVISION: u8 = 2;
 /// The generation id's device.
 const GENERATION_ID: &str = "VMGN";
+/// The power button's device.
+const POWER_BUTTON: &str = "PWRB";
 
 /// The DSDT with the machine's own devices and the virtio devices, all in `\_SB`.
 ///
@@ -25,8 +27,15 @@ pub(super) fn dsdt(virtio: &[VirtioSlot]) -> Sdt {
     let s5 = Package::new(vec![&layout::S5_SLEEP_TYPE, &layout::S5_SLEEP_TYPE]);
     Name::new(Path::new("_S5_"), &s5).to_aml_bytes(&mut aml);
 
-    let legacy = [com1(), rtc(), pvpanic(), generation_id(), generic_event()];
-    let mut children: Vec<&dyn Aml> = legacy.iter().map(|device| device as &dyn Aml).collect();
+    let own = [
+        com1(),
+        rtc(),
+        pvpanic(),
+        generation_id(),
+        power_button(),
+        generic_event(),
+    ];
+    let mut children: Vec<&dyn Aml> = own.iter().map(|device| device as &dyn Aml).collect();
     let virtio: Vec<Raw> = virtio.iter().map(virtio_mmio).collect();
     children.extend(virtio.iter().map(|device| device as &dyn Aml));
     Scope::new(Path::new("\\_SB_"), children).to_aml_bytes(&mut aml);
@@ -101,17 +110,29 @@ fn generation_id() -> Raw {
     object(GENERATION_ID, vec![&id, &compatible, &dos_name, &address])
 }
 
-/// The generic event device (§5.6.9), which on a hardware-reduced platform has ACPI's interrupts. It has only one, so its
-/// _EVT need not ask which it was: the generation id has changed.
+/// The power button as a control method device (§4.8.2.2.1.2): hardware-reduced platforms have no other.
+fn power_button() -> Raw {
+    let id = Name::new(Path::new("_HID"), &EISAName::new("PNP0C0C"));
+    object(POWER_BUTTON, vec![&id])
+}
+
+/// The generic event device (§5.6.9), which on a hardware-reduced platform has ACPI's interrupts. Its _EVT is told which it was.
 fn generic_event() -> Raw {
     /// What the generation id's device is notified of when it has changed (Microsoft's paper).
     const CHANGED: u8 = 0x80;
-    // Consumer, edge-triggered, active high, exclusive.
-    let irq = Interrupt::new(true, true, false, false, layout::GENERIC_EVENT_IRQ);
-    let object = Path::new(GENERATION_ID);
-    let notify = Notify::new(&object, &CHANGED);
-    let event = Method::new(Path::new("_EVT"), 1, false, vec![&notify]);
-    device("GED_", &"ACPI0013", vec![&irq], &[&event])
+    /// What the power button is notified of when it has been pressed (§5.6.6, table 5.163).
+    const PRESSED: u8 = 0x80;
+    // Consumers, edge-triggered, active high, exclusive.
+    let [generation, button] = [layout::GENERATION_IRQ, layout::POWER_BUTTON_IRQ]
+        .map(|line| Interrupt::new(true, true, false, false, line));
+    let (generation_id, power_button) = (Path::new(GENERATION_ID), Path::new(POWER_BUTTON));
+    let changed = Notify::new(&generation_id, &CHANGED);
+    let pressed = Notify::new(&power_button, &PRESSED);
+    let is_button = Equal::new(&Arg(0), &layout::POWER_BUTTON_IRQ);
+    let if_button = If::new(&is_button, vec![&pressed]);
+    let otherwise = Else::new(vec![&changed]);
+    let event = Method::new(Path::new("_EVT"), 1, false, vec![&if_button, &otherwise]);
+    device("GED_", &"ACPI0013", vec![&generation, &button], &[&event])
 }
 
 /// A virtio device over MMIO, by the id that Linux and others know it by. One id stands for all of them, so each needs a

@@ -119,7 +119,7 @@ fn the_dsdt_has_the_legacy_devices() {
 }
 
 #[test]
-fn the_generation_id_has_its_address_and_is_notified_by_the_generic_event_device() {
+fn the_generation_id_and_the_power_button_are_notified_by_the_generic_event_device() {
     let [.., dsdt] = tables(1, &[]);
     // Names as drivers look for them, and ADDR (§19.6.102, Package): the address's halves.
     let generation_id = [
@@ -129,13 +129,17 @@ fn the_generation_id_has_its_address_and_is_notified_by_the_generic_event_device
     ]
     .concat();
     assert!(contains(&dsdt, &generation_id), "{dsdt:x?}");
-    // A method of one argument (§20.2.5.2) that does one thing: Notify (VMGN, 0x80).
+    assert!(contains(&dsdt, b"PWRB\x08_HID\x0c\x41\xd0\x0c\x0c"), "PNP0C0C");
     let generic_event = [
         &b"GED_\x08_HID\x0dACPI0013\0\x08_CRS"[..],
-        &[0x11, 0x0e, 0x0a, 11], // a buffer (§20.2.5.4) of 11 bytes
-        // An extended interrupt (§6.4.3.6), edge-triggered consumer, line 9.
-        &[0x89, 6, 0, 0b0011, 1, 9, 0, 0, 0, 0x79, 0],
-        b"\x14\x0d_EVT\x01\x86VMGN\x0a\x80",
+        &[0x11, 0x17, 0x0a, 20], // a buffer (§20.2.5.4) of 20 bytes
+        // Extended interrupts (§6.4.3.6), edge-triggered consumers, lines 9 and 13.
+        &[0x89, 6, 0, 0b0011, 1, 9, 0, 0, 0],
+        &[0x89, 6, 0, 0b0011, 1, 13, 0, 0, 0, 0x79, 0],
+        // A method of one argument (§20.2.5.2): if (§20.2.5.3) that is 13, Notify (PWRB, 0x80), else Notify (VMGN, 0x80).
+        b"\x14\x1c_EVT\x01",
+        b"\xa0\x0c\x93\x68\x0a\x0d\x86PWRB\x0a\x80",
+        b"\xa1\x08\x86VMGN\x0a\x80",
     ]
     .concat();
     assert!(contains(&dsdt, &generic_event), "{dsdt:x?}");

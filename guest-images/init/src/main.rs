@@ -1,11 +1,13 @@
 //! The first program of the tiny guest. It mounts the kernel's file systems, greets, runs a shell (or the program that
-//! `posada.init=` names) on the console, reaps orphans, and ends the machine when that program or a signal says so.
+//! `posada.init=` names) on the console, reaps orphans, and ends the machine when that program, a signal or the power button
+//! says so.
 //!
 //! It is freestanding and frugal with system calls: where the host interprets the guest's kernel, a system call takes 0.1 ms, a page fault
 //! 0.8 ms, and each further 100 KB of program would take 0.1 s to unpack.
 #![no_std]
 #![no_main]
 
+mod button;
 mod console;
 mod memory;
 mod process;
@@ -13,9 +15,10 @@ mod syscall;
 
 use core::ffi::CStr;
 
+use button::Buttons;
 use guest_init::parse;
 use guest_init::text::Text;
-use process::{Child, List};
+use process::{Child, List, Reaped};
 use syscall::{End, Errno, Fd, Pid, signal};
 
 /// Where the kernel leaves the console, and where the console program finds it.
@@ -45,14 +48,20 @@ const ENVIRONMENT: [&CStr; 6] = [
     c"PS1=posada:\\w# ",
 ];
 
-/// What ends a wait of process 1: a child's end, and busybox's `halt`, `poweroff` and `reboot` (and Ctrl-Alt-Del).
-const SIGNALS: [u32; 5] = [
+/// What ends a wait of process 1: a child's end, busybox's `halt`, `poweroff` and `reboot` (and Ctrl-Alt-Del), a button, and an
+/// alarm of its own.
+const SIGNALS: [u32; 7] = [
     signal::CHLD,
     signal::USR1,
     signal::USR2,
     signal::TERM,
     signal::INT,
+    signal::IO,
+    signal::ALRM,
 ];
+
+/// How long programs have to end in their own way, in seconds.
+const PATIENCE: u32 = 5;
 
 core::arch::global_asm!(
     ".globl _start",
@@ -77,14 +86,17 @@ extern "C" fn main() -> ! {
     let mut buffer = [0; 2048]; // COMMAND_LINE_SIZE on x86 (Linux, arch/x86/include/asm/setup.h)
     let cmdline = syscall::read_file(c"/proc/cmdline", &mut buffer).unwrap_or_default();
     let program = parse::option(cmdline, b"posada.init");
-    let end = match start(program, console) {
-        Ok(pid) => supervise(pid, program),
+    match start(program, console) {
+        Ok(pid) => {
+            let end = supervise(pid, program);
+            end_programs(pid);
+            finish(end)
+        }
         Err(error) => {
             complain(b"start a process for", program.unwrap_or(b"the shell"), error);
-            End::PowerOff
+            finish(End::PowerOff)
         }
-    };
-    finish(end)
+    }
 }
 
 /// The first line of user space: what machine this is, and the way out.
@@ -190,14 +202,16 @@ impl Child for ConsoleProgram<'_> {
 
 /// Reaps children until the console program ends or somebody asks for the machine's end.
 fn supervise(console: Pid, program: Option<&[u8]>) -> End {
+    let buttons = Buttons::watch();
     loop {
         match syscall::wait_signal(&SIGNALS) {
             Ok(signal::USR1) => return End::Halt,
             Ok(signal::USR2) => return End::PowerOff,
             Ok(signal::TERM | signal::INT) => return End::Restart,
+            Ok(signal::IO) if buttons.is_pressed() => return End::PowerOff,
             _ => {}
         }
-        while let Some((pid, status)) = syscall::reap() {
+        while let Reaped::Child(pid, status) = process::reap() {
             if pid == console {
                 if let Some(program) = program {
                     report(program, status);
@@ -222,6 +236,48 @@ fn report(program: &[u8], status: u32) {
     syscall::write(STDOUT, text.as_bytes());
 }
 
+/// Asks every program to end, and waits until all have, or for [`PATIENCE`]. A shell at its prompt ends when its terminal hangs up,
+/// and not otherwise.
+fn end_programs(console: Pid) {
+    process::signal_all(signal::TERM);
+    process::signal_one(console, signal::HUP);
+    // One that is stopped hears of it, too.
+    process::signal_all(signal::CONT);
+    wait_until_alone();
+}
+
+/// Waits until there is no other process, or for [`PATIENCE`].
+fn wait_until_alone() {
+    process::alarm(PATIENCE);
+    loop {
+        match process::reap() {
+            Reaped::Child(..) => {}
+            // Orphans become init's children: nobody is left.
+            Reaped::NoneLeft => return,
+            Reaped::NoneEnded => {
+                if let Ok(signal::ALRM) | Err(_) = syscall::wait_signal(&[signal::CHLD, signal::ALRM]) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Takes the disks out of use, so that their file systems are clean.
+fn unmount_disks() {
+    let mut buffer = [0; 4096];
+    let mounts = syscall::read_file(c"/proc/mounts", &mut buffer).unwrap_or_default();
+    for at in parse::mounted_disks(mounts) {
+        let mut path = [0; 256];
+        let Ok(path) = terminated(at, &mut path) else {
+            continue;
+        };
+        if let Err(error) = syscall::unmount(path).or_else(|_| syscall::make_read_only(path)) {
+            complain(b"unmount", at, error);
+        }
+    }
+}
+
 /// Ends every other process, writes out what is not yet on disk, and ends the machine.
 fn finish(end: End) -> ! {
     // The kernel turns a power-off that it has no means for into a halt, which would leave the machine running for ever; without
@@ -230,7 +286,9 @@ fn finish(end: End) -> ! {
         End::PowerOff if !syscall::exists(c"/sys/firmware/acpi") => End::Restart,
         end => end,
     };
-    syscall::signal_all(signal::KILL);
+    process::signal_all(signal::KILL);
+    wait_until_alone();
+    unmount_disks();
     syscall::sync();
     let error = syscall::end_machine(end);
     complain(b"end", b"the machine", error);

@@ -32,6 +32,19 @@ pub fn modules(list: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|path| !path.is_empty())
 }
 
+/// Where file systems of block devices are mounted, of a `/proc/mounts`, the last one first. A space in a path stands there as
+/// `\\040` (proc(5)); such a one is left out, and so is a last line that is not whole.
+pub fn mounted_disks(mounts: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let whole = mounts.iter().rposition(|&byte| byte == b'\n').unwrap_or(0);
+    mounts
+        .get(..whole)
+        .unwrap_or_default()
+        .rsplit(|&byte| byte == b'\n')
+        .filter(|line| line.starts_with(b"/dev/"))
+        .filter_map(|line| words(line).nth(1))
+        .filter(|at| !at.contains(&b'\\'))
+}
+
 fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(u8::is_ascii_whitespace)
         .filter(|word| !word.is_empty())
@@ -62,5 +75,14 @@ mod tests {
         let list = b"# transports\n/lib/virtio.ko\n\n  /lib/virtio_mmio.ko # bus\n";
         let paths: Vec<_> = modules(list).collect();
         assert_eq!(paths, [&b"/lib/virtio.ko"[..], b"/lib/virtio_mmio.ko"]);
+    }
+
+    #[test]
+    fn disks_are_found_among_the_mounts_the_last_one_first() {
+        let mounts = b"proc /proc proc rw 0 0\n/dev/vda / ext4 rw 0 0\n/dev/vdb /a\\040b ext4 rw 0 0\n/dev/vdc /srv ext4 ro 0 0\n\
+              /dev/vdd /cu";
+        let found: Vec<_> = mounted_disks(mounts).collect();
+        assert_eq!(found, [&b"/srv"[..], b"/"]);
+        assert_eq!(mounted_disks(b"").count(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! Starts a program in a child process without copying this one.
+//! Other processes: starts a program without copying this one, sends signals, sees them end.
 
 use core::arch::asm;
 use core::ffi::{CStr, c_char};
@@ -97,4 +97,55 @@ pub fn spawn<C: Child>(child: &C) -> Result<Pid> {
         Ok(pid) => Ok(pid as Pid),
         Err(_) => Err(Errno(returned.unsigned_abs() as u16)),
     }
+}
+
+/// Whether there are children of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reaped {
+    /// This one has ended, with this wait status.
+    Child(Pid, u32),
+    /// None has ended since the last time.
+    NoneEnded,
+    /// There are none.
+    NoneLeft,
+}
+
+/// A child that has ended, if there is one: wait4(2) with `WNOHANG`.
+pub fn reap() -> Reaped {
+    let mut status = 0_u32;
+    // SAFETY: the kernel writes the 4 bytes of `status`.
+    match unsafe {
+        call(
+            61,
+            [
+                usize::MAX,
+                ptr::from_mut(&mut status).expose_provenance(),
+                1,
+                0,
+                0,
+            ],
+        )
+    } {
+        Ok(pid @ 1..) => Reaped::Child(pid as Pid, status),
+        Ok(_) => Reaped::NoneEnded,
+        Err(_) => Reaped::NoneLeft,
+    }
+}
+
+/// Has the kernel send this process [`signal::ALRM`] in so many seconds: alarm(2).
+pub fn alarm(seconds: u32) {
+    // SAFETY: no memory is involved; the call cannot fail.
+    let _ = unsafe { call(37, [seconds as usize, 0, 0, 0, 0]) };
+}
+
+/// Sends a signal to a process: kill(2).
+pub fn signal_one(pid: Pid, number: u32) {
+    // SAFETY: no memory is involved. An error means that there is no such process. Its number is positive.
+    let _ = unsafe { call(62, [pid as usize, number as usize, 0, 0, 0]) };
+}
+
+/// Sends a signal to every process but this one: kill(2) with process -1.
+pub fn signal_all(number: u32) {
+    // SAFETY: no memory is involved. An error means that there is no other process.
+    let _ = unsafe { call(62, [usize::MAX, number as usize, 0, 0, 0]) };
 }

@@ -22,12 +22,16 @@ pub type Pid = i32;
 
 /// Signal numbers (asm-generic/signal.h).
 pub mod signal {
+    pub const HUP: u32 = 1;
     pub const INT: u32 = 2;
     pub const KILL: u32 = 9;
     pub const USR1: u32 = 10;
     pub const USR2: u32 = 12;
+    pub const ALRM: u32 = 14;
     pub const TERM: u32 = 15;
     pub const CHLD: u32 = 17;
+    pub const CONT: u32 = 18;
+    pub const IO: u32 = 29;
 }
 
 /// The ways in which reboot(2) ends the machine (linux/reboot.h).
@@ -177,6 +181,8 @@ pub enum Access {
     Read = 0o2_000_000,
     /// `O_RDWR | O_NOCTTY | O_CLOEXEC`
     Terminal = 0o2_000_402,
+    /// `O_RDONLY | O_NONBLOCK | O_CLOEXEC`
+    Poll = 0o2_004_000,
 }
 
 /// open(2).
@@ -296,6 +302,18 @@ pub fn cpu_count() -> Result<u64> {
     Ok(mask.iter().map(|word| u64::from(word.count_ones())).sum())
 }
 
+/// umount2(2) without flags.
+pub fn unmount(at: &CStr) -> Result<()> {
+    // SAFETY: the kernel only reads, and only the NUL-terminated path.
+    unsafe { call(166, [at.as_ptr().expose_provenance(), 0, 0, 0, 0]) }.map(drop)
+}
+
+/// Makes a mounted file system read-only: mount(2) with `MS_REMOUNT | MS_RDONLY`.
+pub fn make_read_only(at: &CStr) -> Result<()> {
+    // SAFETY: the kernel only reads, and only the NUL-terminated path; source, type and options are not used.
+    unsafe { call(165, [0, at.as_ptr().expose_provenance(), 0, 0x21, 0]) }.map(drop)
+}
+
 /// The settings of a terminal: ioctl(2) `TCGETS`.
 pub fn terminal(fd: Fd) -> Result<Termios> {
     let mut termios = MaybeUninit::<Termios>::zeroed();
@@ -346,33 +364,6 @@ pub fn wait_signal(signals: &[u32]) -> Result<u32> {
 
 fn signal_set(signals: &[u32]) -> u64 {
     signals.iter().fold(0, |set, number| set | 1 << (number - 1))
-}
-
-/// A child that has ended, if there is one: wait4(2) with `WNOHANG`; its number and wait status.
-pub fn reap() -> Option<(Pid, u32)> {
-    let mut status = 0_u32;
-    // SAFETY: the kernel writes the 4 bytes of `status`.
-    match unsafe {
-        call(
-            61,
-            [
-                usize::MAX,
-                ptr::from_mut(&mut status).expose_provenance(),
-                1,
-                0,
-                0,
-            ],
-        )
-    } {
-        Ok(pid @ 1..) => Some((pid as Pid, status)),
-        _ => None,
-    }
-}
-
-/// Sends a signal to every process but this one: kill(2) with process -1.
-pub fn signal_all(number: u32) {
-    // SAFETY: no memory is involved. An error means that there is no other process.
-    let _ = unsafe { call(62, [usize::MAX, number as usize, 0, 0, 0]) };
 }
 
 /// sync(2).

@@ -129,6 +129,7 @@ mod tests {
             Request::Metrics,
             Request::Pause,
             Request::Resume,
+            Request::PowerButton,
             Request::Kill,
         ];
         for request in requests {

@@ -211,7 +211,8 @@ pub fn inspect(name: &str) -> Result<Box<GuestInfo>, Failure> {
     }
 }
 
-fn tell(name: &str, request: &Request) -> Result<(), Failure> {
+/// Has the running guest of this name do what there is nothing to tell of.
+pub fn tell(name: &str, request: &Request) -> Result<(), Failure> {
     match control::ask(name, request)? {
         Answer::Done => Ok(()),
         _ => Err(unexpected()),

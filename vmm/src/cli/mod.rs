@@ -15,6 +15,7 @@ mod run;
 mod serve;
 mod snapshot;
 mod stats;
+mod stop;
 mod systemd;
 mod table;
 mod top;
@@ -94,6 +95,9 @@ enum Command {
     Pause(Names),
     /// Let a paused guest go on
     Resume(Names),
+    /// Have running guests shut down, as if their power buttons were pressed
+    #[command(after_help = stop::EXAMPLES)]
+    Stop(stop::Stop),
     /// End a running guest at once, as if its power was cut
     Kill(Names),
     /// Print what the console of a guest in the background has printed
@@ -186,6 +190,7 @@ pub fn main() -> ExitCode {
         Command::Top(top) => top.execute(),
         Command::Pause(guests) => guests.tell(&Request::Pause),
         Command::Resume(guests) => guests.tell(&Request::Resume),
+        Command::Stop(stop) => stop.execute(),
         Command::Kill(guests) => guests.kill(),
         Command::Logs(logs) => logs.execute(),
         Command::Exec(exec) => exec.execute(),

@@ -40,6 +40,8 @@ pub enum Request {
     Pause,
     /// Go on.
     Resume,
+    /// Shut down, as a machine whose power button is pressed.
+    PowerButton,
     /// End at once, as a machine whose power is cut.
     Kill,
 }
@@ -65,7 +67,8 @@ pub enum Answer {
 
 impl Request {
     /// The names of those that do something.
-    pub(crate) const VERBS: [&'static str; 5] = ["snapshot", "rewind", "pause", "resume", "kill"];
+    pub(crate) const VERBS: [&'static str; 6] =
+        ["snapshot", "rewind", "pause", "resume", "power-button", "kill"];
     /// Those that only ask, and what for.
     pub(crate) const QUESTIONS: [(&'static str, Self); 3] = [
         ("info", Self::Inspect),
@@ -104,6 +107,7 @@ pub(crate) fn perform(vm: &RunningVm, request: Request) -> Result<Answer, Snapsh
             vm.release();
             Ok(Answer::Done)
         }
+        Request::PowerButton => Ok(vm.press_power_button().map(|()| Answer::Done)?),
         Request::Kill => {
             vm.stop(Stop::Ended);
             Ok(Answer::Done)

@@ -185,9 +185,7 @@ fn patch(instance: &Instance, path: &[&str], call: &Call) -> Outcome {
                 VmState::Paused => Request::Pause,
                 VmState::Resumed => Request::Resume,
             };
-            let done = control::perform(&*started(instance)?, request);
-            done.map_err(|error| Reply::fault(error.to_string()))?;
-            Ok(Reply::done())
+            perform(instance, request)
         }
         ["drives", id] => {
             let update: DriveUpdate = parse(call)?;
@@ -220,6 +218,13 @@ fn started(instance: &Instance) -> Result<Arc<RunningVm>, Reply> {
     instance.vm().ok_or_else(|| Reply::fault(BEFORE_START))
 }
 
+/// Has a guest that has been started do what it is asked for, and has nothing to tell of.
+fn perform(instance: &Instance, request: Request) -> Outcome {
+    let done = control::perform(&*started(instance)?, request);
+    done.map_err(|error| Reply::fault(error.to_string()))?;
+    Ok(Reply::done())
+}
+
 /// Changes a guest that has been started; `what` begins the sentence that tells why it cannot be.
 fn change(instance: &Instance, what: &str, apply: impl FnOnce(&RunningVm) -> Result<(), String>) -> Outcome {
     let done = apply(&*started(instance)?);
@@ -236,7 +241,7 @@ fn act(instance: &Instance, action: &Action) -> Outcome {
             told.map_err(|error| Reply::fault(format!("Flush metrics error: {error}")))?;
             Ok(Reply::done())
         }
-        ActionType::SendCtrlAltDel => Err(when_running(instance, "has no keyboard")),
+        ActionType::SendCtrlAltDel => perform(instance, Request::PowerButton),
     }
 }
 

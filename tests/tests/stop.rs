@@ -1,0 +1,105 @@
+//! Guests are asked to shut down by their power button, and ended when they do not.
+
+use std::path::PathBuf;
+use std::process;
+
+use posada_tests::served::Served;
+use posada_tests::{Guest, Running, guest, http, posada};
+
+const READY: &str = "ready to tell the generation\n";
+/// The power button's pin (docs/machine.md), whose interrupts this program of the bare guest counts.
+const COUNTS: &str = "program=generation pin=13";
+
+/// A name that no other test's guest has.
+fn name(test: &str) -> String {
+    format!("stop-{test}-{}", process::id())
+}
+
+fn socket(name: &str) -> PathBuf {
+    let directory = guest::runtime_directory().join("posada").join(name);
+    directory.join("control.sock")
+}
+
+/// How often the button has been pressed, as the guest knows it.
+fn pressed(guest: &mut Running) -> String {
+    guest.send("\n");
+    guest.wait_for("notified ");
+    guest.wait_for("\n").trim_end().to_owned()
+}
+
+#[test]
+fn the_button_is_an_interrupt_that_a_paused_guest_gets_when_it_goes_on() {
+    let name = name("pressed");
+    let mut guest = Guest::bare(COUNTS).named(&name).start();
+    guest.wait_for(READY);
+    let press = || http::request(&socket(&name), "PUT", "/posada/v1/power-button", "").expect(204);
+    assert_eq!(pressed(&mut guest), "0");
+    press();
+    assert_eq!(pressed(&mut guest), "1");
+    posada(&["pause", &name]).expect_status(0);
+    press();
+    posada(&["resume", &name]).expect_status(0);
+    assert_eq!(pressed(&mut guest), "2");
+    guest.send("end\n");
+    guest.wait().expect_status(0);
+}
+
+#[test]
+fn ctrl_alt_del_presses_the_button() {
+    let mut served = Served::start("ctrl-alt-del", &[]);
+    served.begin("generation pin=13");
+    served.running.wait_for(READY);
+    served
+        .put("/actions", r#"{"action_type": "SendCtrlAltDel"}"#)
+        .expect(204);
+    assert_eq!(pressed(&mut served.running), "1");
+    served.running.send("end\n");
+    served.running.wait().expect_status(0);
+}
+
+#[test]
+fn guests_that_do_not_listen_are_ended_all_at_the_same_time() {
+    let names = [name("deaf-1"), name("deaf-2")];
+    let mut guests = names
+        .each_ref()
+        .map(|name| Guest::bare(COUNTS).named(name).start());
+    guests.iter_mut().for_each(|guest| drop(guest.wait_for(READY)));
+    let [first, second] = &names;
+    let stopped = posada(&["stop", first, second, "--timeout", "1"]).expect_status(0);
+    for name in &names {
+        let told = format!("posada: {name} has not shut down within 1 s, and is ended\n");
+        assert!(stopped.messages().contains(&told), "{}", stopped.messages());
+        assert!(!socket(name).exists(), "its process is gone when stop returns");
+    }
+    for guest in guests {
+        guest.wait().expect_status(0);
+    }
+}
+
+#[test]
+fn nobody_is_asked_when_one_of_them_is_not_there() {
+    let name = name("lonely");
+    let mut guest = Guest::bare(COUNTS).named(&name).start();
+    guest.wait_for(READY);
+    posada(&["stop", &name, "nobody"]).expect_refusal(1, &["there is no running guest named 'nobody'"]);
+    assert_eq!(pressed(&mut guest), "0");
+    guest.send("end\n");
+    guest.wait().expect_status(0);
+}
+
+#[test]
+fn linux_shuts_down_in_order_even_if_it_was_paused() {
+    let name = name("linux");
+    let mut guest = Guest::booted().named(&name).start();
+    guest.send("trap 'echo the shell is told; exit' HUP; echo it lis''tens\n");
+    guest.wait_for("it listens\n");
+    posada(&["pause", &name]).expect_status(0);
+    let stopped = posada(&["stop", &name, "--timeout", "600"]).expect_status(0);
+    assert_eq!(stopped.messages(), "");
+    let ended = guest.wait().expect_status(0);
+    assert!(
+        ended.console().contains("the shell is told"),
+        "{}",
+        ended.console()
+    );
+}
