@@ -135,6 +135,11 @@ impl Running {
         Pid::from_raw(self.child.id() as i32)
     }
 
+    /// What it has printed on standard output so far, as far as waits have read it.
+    pub fn printed(&self) -> String {
+        String::from_utf8_lossy(&self.stdout.text).into_owned()
+    }
+
     /// What it has printed on standard error so far, as far as waits have read it.
     pub fn messages(&self) -> String {
         String::from_utf8_lossy(&self.stderr.text).into_owned()

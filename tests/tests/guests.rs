@@ -134,7 +134,10 @@ fn a_guest_in_the_background_runs_on_and_its_console_is_kept() {
     let mut follow = Running::of(command(&["logs", "-f", &name]));
     follow.wait_for("count 1\n");
     posada(&["kill", &name]).expect_status(0);
-    follow.wait().expect_status(0);
+    let followed = follow.wait().expect_status(0).console();
+    let kept = posada(&["logs", &name]).expect_status(0).console();
+    assert_eq!(kept, followed, "it is kept until it is removed");
+    posada(&["rm", &name]).expect_status(0);
     posada(&["logs", &name]).expect_refusal(1, &["there is no running guest named", &name]);
 }
 
@@ -155,7 +158,9 @@ fn the_console_of_a_guest_in_the_foreground_is_not_kept() {
 
 #[test]
 fn who_is_not_there_cannot_be_asked() {
-    for verb in ["inspect", "pause", "resume", "kill", "logs"] {
+    for verb in [
+        "inspect", "pause", "resume", "stop", "kill", "attach", "logs", "rm",
+    ] {
         posada(&[verb, "nobody"]).expect_refusal(1, &["there is no running guest named 'nobody'"]);
     }
 }

@@ -10,6 +10,7 @@ pub mod console;
 pub mod control;
 pub mod dirty_log;
 pub mod error;
+pub mod events;
 pub mod foundation;
 pub mod generation;
 pub mod host;

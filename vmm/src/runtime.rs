@@ -1,7 +1,10 @@
 //! Where running guests are found by name: a directory each, under `$XDG_RUNTIME_DIR/posada` or, for root, `/run/posada`.
 //!
 //! A directory belongs to the process that holds its lock (flock(2)). The kernel lets go of the lock however a process
-//! ends, so what a crashed guest has left is recognised, and is the next one's of that name, or [swept](sweep) away.
+//! ends, so what a killed guest has left is recognised, and is the next one's of that name, or [swept](sweep) away. What a guest
+//! [leaves](remains) on purpose stays until then, or until it is removed.
+
+pub mod remains;
 
 use std::env;
 use std::ffi::OsString;
@@ -16,7 +19,8 @@ use nix::unistd::geteuid;
 use thiserror::Error;
 use tracing::debug;
 
-const SOCKET: &str = "control.sock";
+/// A guest's control socket, in its directory.
+pub const SOCKET: &str = "control.sock";
 /// The socket of a guest's socket device that is not elsewhere.
 const VSOCK: &str = "vsock.sock";
 /// The user's alone: who can reach a guest's socket can do anything to the guest.
@@ -46,6 +50,17 @@ pub enum RuntimeError {
     /// No such guest.
     #[error("there is no running guest named '{0}'")]
     Unknown(String),
+    /// It has not ended.
+    #[error("the guest '{0}' runs: end it first, or have 'posada rm -f {0}' do so")]
+    Runs(String),
+    /// Something of it cannot be removed.
+    #[error("cannot remove '{path}': {source}", path = path.display())]
+    Stays {
+        /// What.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// Nowhere to look.
     #[error("there is no telling where running guests are: set XDG_RUNTIME_DIR to a directory of yours")]
     Nowhere,
@@ -106,7 +121,7 @@ impl GuestDirectory {
                 continue;
             }
             if !is_new {
-                remove_if_there(&path.join(SOCKET))?;
+                remove_all_but(&path, &[])?;
             }
             return Ok(Some(Self {
                 name,
@@ -151,7 +166,7 @@ pub fn sweep() {
 fn sweep_in(base: &Path) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir())
-            && let Err(error) = remove_if_left(&entry.path())
+            && let Err(error) = clear_if_left(&entry.path())
         {
             debug!("cannot remove '{}': {error}", entry.path().display());
         }
@@ -177,14 +192,36 @@ pub(crate) fn own(path: &Path) -> io::Result<Option<File>> {
 /// # Errors
 /// It cannot be opened or removed.
 pub(crate) fn remove_if_left(path: &Path) -> io::Result<()> {
+    match lock_if_left(path)? {
+        Some(lock) => remove(path, lock),
+        None => Ok(()),
+    }
+}
+
+/// Removes a guest's directory if it is no living process's, but for what the guest was to leave.
+fn clear_if_left(path: &Path) -> io::Result<()> {
+    match remains::have_end(path) {
+        true => Ok(()),
+        false => match lock_if_left(path)? {
+            Some(_lock) if remains::end_if_killed(path)? => Ok(()),
+            Some(lock) => remove(path, lock),
+            None => Ok(()),
+        },
+    }
+}
+
+/// The lock of a directory that is no living process's.
+fn lock_if_left(path: &Path) -> io::Result<Option<File>> {
     let directory = File::open(path)?;
     match directory.try_lock() {
-        Err(TryLockError::WouldBlock) => return Ok(()),
+        Err(TryLockError::WouldBlock) => return Ok(None),
         result => result?,
     }
-    if !is_at(&directory, path)? {
-        return Ok(());
-    }
+    Ok(is_at(&directory, path)?.then_some(directory))
+}
+
+/// Removes a directory whose lock this process has.
+fn remove(path: &Path, directory: File) -> io::Result<()> {
     // Out of the way of the next guest of its name first.
     let mut aside = OsString::from(format!(".{}-", std::process::id()));
     aside.push(path.file_name().unwrap_or_default());
@@ -192,6 +229,21 @@ pub(crate) fn remove_if_left(path: &Path) -> io::Result<()> {
     fs::rename(path, &aside)?;
     drop(directory);
     fs::remove_dir_all(aside)
+}
+
+/// Removes what is in a directory, but for files of these names.
+fn remove_all_but(directory: &Path, kept: &[&str]) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if kept.iter().any(|kept| entry.file_name() == *kept) {
+            continue;
+        }
+        match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path())?,
+            false => fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(())
 }
 
 /// Whether an open directory can be found by this path, and has not been removed.
@@ -226,10 +278,24 @@ pub fn names() -> Result<Vec<String>, RuntimeError> {
 /// # Errors
 /// There is no such guest.
 pub fn directory_of(name: &str) -> Result<PathBuf, RuntimeError> {
-    let path = base()?.join(name);
+    let path = path_of(name)?;
     match path.join(SOCKET).exists() {
         true => Ok(path),
         false => Err(RuntimeError::Unknown(name.to_owned())),
+    }
+}
+
+/// Whether a process has begun to be the guest `name`: its socket is there, though it may not listen yet.
+pub fn is_begun(name: &str) -> bool {
+    directory_of(name).is_ok_and(|path| matches!(lock_if_left(&path), Ok(None)))
+}
+
+/// Where the guest `name` has its directory if there is one.
+fn path_of(name: &str) -> Result<PathBuf, RuntimeError> {
+    // Another place is no guest's.
+    match name.is_empty() || name.starts_with('.') || name.contains('/') {
+        true => Err(RuntimeError::Unknown(name.to_owned())),
+        false => Ok(base()?.join(name)),
     }
 }
 
@@ -255,6 +321,19 @@ pub fn vsock_of(name: &str) -> Result<PathBuf, RuntimeError> {
     Ok(base()?.join(name).join(VSOCK))
 }
 
+/// The directory of all guests' directories, which is made if there is none.
+///
+/// # Errors
+/// There is no telling where, or no directory can be there.
+pub fn place() -> Result<PathBuf, RuntimeError> {
+    let base = base()?;
+    let made = DirBuilder::new().recursive(true).mode(PRIVATE).create(&base);
+    match made {
+        Ok(()) => Ok(base),
+        Err(source) => Err(RuntimeError::Refused { path: base, source }),
+    }
+}
+
 fn base() -> Result<PathBuf, RuntimeError> {
     match env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty()) {
         Some(directory) => Ok(PathBuf::from(directory).join("posada")),
@@ -277,13 +356,6 @@ fn create(base: &Path, path: &Path) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(error),
-    }
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 

@@ -4,10 +4,11 @@
 //! vCPUs, which their own threads have made meanwhile.
 
 mod changes;
+mod user;
 
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arch_x86_64::layout;
@@ -22,12 +23,14 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot;
 use crate::config::VmConfig;
+use crate::console::Hub;
 use crate::error::{Doing, Error};
+use crate::events::Events;
 use crate::foundation::Foundation;
 use crate::generation;
 use crate::host::HostKind;
 use crate::lifecycle::{Lifecycle, Stop};
-use crate::machine::{self, Machine};
+use crate::machine::Machine;
 use crate::machine_state::MachineState;
 use crate::memory::GuestMemory;
 use crate::snapshot::History;
@@ -53,6 +56,7 @@ struct Parts {
     host: Arc<Host>,
     machine: Arc<Machine>,
     serial: Arc<SerialPort>,
+    console: Arc<Hub>,
     rtc: Arc<rtc::Rtc>,
     virtio: Vec<Arc<MmioTransport>>,
     /// Of each of them, what its user calls it.
@@ -62,6 +66,8 @@ struct Parts {
     lifecycle: Arc<Lifecycle>,
     files: Mutex<Vec<virtio::Kept>>,
     history: Mutex<History>,
+    /// Who is told what is done to it, once there is somebody.
+    events: OnceLock<Arc<Events>>,
     /// By its user: it rests whatever else is done with it.
     held: AtomicBool,
     built: Instant,
@@ -121,7 +127,8 @@ impl Vm {
         } = foundation;
         let lifecycle = Arc::new(Lifecycle::new().doing("open an eventfd")?);
         let room = eventfd()?;
-        let (mut buses, serial, rtc) = place_devices(&machine.fd, &room, console)?;
+        let hub = Arc::new(Hub::new()?);
+        let (mut buses, serial, rtc) = place_devices(&machine.fd, &room, hub.printer(console))?;
         if config.boot_timer {
             let timer = BootTimer::new(move || report_boot(begun));
             buses
@@ -142,6 +149,7 @@ impl Vm {
                 host,
                 machine,
                 serial,
+                console: hub,
                 rtc,
                 virtio,
                 labels,
@@ -150,6 +158,7 @@ impl Vm {
                 lifecycle,
                 files: files.into(),
                 history: Mutex::default(),
+                events: OnceLock::new(),
                 held: AtomicBool::new(false),
                 built: Instant::now(),
             },
@@ -219,6 +228,11 @@ impl RunningVm {
         &self.parts.serial
     }
 
+    /// Who watches it and types there.
+    pub fn console(&self) -> &Arc<Hub> {
+        &self.parts.console
+    }
+
     /// Becomes readable when the serial console may take more input than it did.
     pub fn room(&self) -> &EventFd {
         &self.parts.room
@@ -284,36 +298,6 @@ impl RunningVm {
         self.parts.lifecycle.pause();
         self.parts.virtio.iter().for_each(|device| device.pause());
         Ok(())
-    }
-
-    /// Pauses the machine until it is [released](Self::release): what else needs it at rest leaves it so.
-    ///
-    /// # Errors
-    /// As for [`pause`](Self::pause).
-    pub fn hold(&self) -> Result<(), RequestError> {
-        self.pause()?;
-        self.parts.held.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Lets a machine that is held go on.
-    pub fn release(&self) {
-        if self.parts.held.swap(false, Ordering::Relaxed) {
-            self.resume();
-        }
-    }
-
-    /// Presses the power button: ACPI tells the guest, which is to shut down by itself. One that rests is told when it goes on; one that
-    /// does not listen is not disturbed.
-    ///
-    /// # Errors
-    /// KVM refuses.
-    pub fn press_power_button(&self) -> Result<(), Error> {
-        machine::pulse(&self.parts.machine.fd, layout::POWER_BUTTON_IRQ).doing("press the power button")
-    }
-
-    fn is_held(&self) -> bool {
-        self.parts.held.load(Ordering::Relaxed)
     }
 
     /// Lets a paused machine go on, unless it is [held](Self::hold). A device that cannot has told its driver that it needs a reset, and the log why.

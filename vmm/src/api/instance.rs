@@ -11,11 +11,13 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::firecracker::{self, AFTER_START, Composition, Logger, Metrics, MetricsFile, Requests, SetLog};
 use super::reply::Reply;
+use super::streams::Stream;
 use super::{Call, Service, own};
 use crate::config::VmConfig;
-use crate::console;
+use crate::console::{self, End};
 use crate::control::GuestInfo;
 use crate::error::Error;
+use crate::events::Events;
 use crate::foundation::Foundation;
 use crate::lifecycle::Phase;
 use crate::metrics::gather;
@@ -38,6 +40,7 @@ pub struct Instance {
     set_log: Option<Box<SetLog>>,
     metrics: Mutex<Option<MetricsFile>>,
     requests: Requests,
+    events: Arc<Events>,
     since: Instant,
 }
 
@@ -58,11 +61,13 @@ impl Instance {
     /// The host refuses an eventfd.
     pub fn of(vm: Arc<RunningVm>) -> Result<Self, Error> {
         let base = (*vm.config()).clone();
+        let events = Arc::new(Events::new(base.name().to_owned()));
+        vm.tell_events_to(&events);
         let stage = Stage::Built {
             vm,
             composition: None,
         };
-        Self::new(base.name().to_owned(), base, stage, None)
+        Self::new(base.name().to_owned(), base, stage, None, events)
     }
 
     /// A guest that is to be composed, with this name and what else is `base`'s. Messages are set up by `set_log`.
@@ -70,10 +75,17 @@ impl Instance {
     /// # Errors
     /// The host refuses an eventfd.
     pub fn to_be(id: String, base: VmConfig, set_log: Box<SetLog>) -> Result<Self, Error> {
-        Self::new(id, base, Stage::Composed(Box::default()), Some(set_log))
+        let events = Arc::new(Events::new(base.name().to_owned()));
+        Self::new(id, base, Stage::Composed(Box::default()), Some(set_log), events)
     }
 
-    fn new(id: String, base: VmConfig, stage: Stage, set_log: Option<Box<SetLog>>) -> Result<Self, Error> {
+    fn new(
+        id: String,
+        base: VmConfig,
+        stage: Stage,
+        set_log: Option<Box<SetLog>>,
+        events: Arc<Events>,
+    ) -> Result<Self, Error> {
         Ok(Self {
             id,
             base,
@@ -83,6 +95,7 @@ impl Instance {
             set_log,
             metrics: Mutex::default(),
             requests: Requests::default(),
+            events,
             since: Instant::now(),
         })
     }
@@ -217,6 +230,7 @@ impl Instance {
         let console = console_of(&composition).map_err(Reply::fault)?;
         let is_composed = !composition.is_untouched();
         let vm = Arc::new(build(&self.base, console)?);
+        vm.tell_events_to(&self.events);
         *self.stage() = Stage::Built {
             vm,
             composition: is_composed.then(|| Box::new(composition)),
@@ -231,10 +245,20 @@ impl Instance {
         let _ = self.started.write(1);
     }
 
-    /// Waits until what is being done is done, and lets nothing be begun any more.
-    pub(super) fn finish(&self) {
+    /// What happens to it.
+    pub(super) fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// Waits until what is being done is done, and lets nothing be begun any more; who watches and listens is told how it `ended`.
+    pub(super) fn finish(&self, end: &End) {
         *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.tick();
+        self.events.tell(end.into());
+        self.events.close();
+        if let Some(vm) = self.vm() {
+            vm.console().close();
+        }
     }
 
     fn stage(&self) -> MutexGuard<'_, Stage> {
@@ -278,6 +302,10 @@ impl Service for Instance {
         if let Err(error) = self.tell_metrics() {
             warn!("the metrics cannot be written: {error}");
         }
+    }
+
+    fn stream(&self, call: &Call) -> Option<Result<Stream, Reply>> {
+        own::stream(self, call)
     }
 
     fn answer(&self, call: &Call) -> Reply {

@@ -7,6 +7,7 @@ mod instance;
 mod own;
 mod reply;
 mod server;
+mod streams;
 
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -14,8 +15,10 @@ use std::sync::Arc;
 
 pub use firecracker::{Logger, Metrics, level_of};
 pub use instance::Instance;
-pub(crate) use own::route_of;
+pub(crate) use own::{CONSOLE, EVENTS, route_of};
+pub(crate) use streams::PROTOCOL;
 
+use crate::console::End;
 use server::{Call, Server, Service};
 
 /// Bytes that a request's body may have unless the user says else: as in Firecracker.
@@ -37,10 +40,10 @@ impl Api {
         Ok(Self { instance, server })
     }
 
-    /// Waits until what is being done is done and told, and lets nothing be begun any more: what a user has stored is whole when
-    /// the process ends.
-    pub fn finish(self) {
-        self.instance.finish();
+    /// Waits until what is being done is done and told, how the guest has ended, too, and lets nothing be begun any more: what a user has
+    /// stored is whole when the process ends.
+    pub fn finish(self, end: &End) {
+        self.instance.finish(end);
         self.server.finish();
     }
 }

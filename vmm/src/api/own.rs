@@ -4,11 +4,17 @@ use hyper::Method;
 use serde_json::{Map, Value};
 
 use super::reply::Reply;
+use super::streams::Stream;
 use super::{Call, Instance};
 use crate::control::{self, Answer, Request};
 use crate::metrics::CONTENT_TYPE;
 
 const PREFIX: &str = "/posada/v1/";
+const NOT_STARTED: &str = "the guest has not been started";
+/// Where its console is.
+pub(crate) const CONSOLE: &str = "/posada/v1/attach";
+/// Where it is told what happens to it.
+pub(crate) const EVENTS: &str = "/posada/v1/events";
 
 /// How a request is sent: method, path and body.
 ///
@@ -68,6 +74,18 @@ pub(super) fn is_kill(call: &Call) -> bool {
     request_of(call).is_ok_and(|request| request == Request::Kill)
 }
 
+/// What is to be given as it comes, if the call is for that.
+pub(super) fn stream(instance: &Instance, call: &Call) -> Option<Result<Stream, Reply>> {
+    match (&call.method, call.path.as_str()) {
+        (&Method::GET, CONSOLE) => Some(match instance.vm() {
+            Some(vm) => Ok(Stream::Console(vm.console().watch())),
+            None => Err(Reply::fault(NOT_STARTED)),
+        }),
+        (&Method::GET, EVENTS) => Some(Ok(Stream::Events(instance.events().listen()))),
+        _ => None,
+    }
+}
+
 /// Does what a call asks for.
 pub(super) fn answer(instance: &Instance, call: &Call) -> Reply {
     let request = match request_of(call) {
@@ -84,7 +102,7 @@ pub(super) fn answer(instance: &Instance, call: &Call) -> Reply {
             instance.wake();
             Ok(Answer::Done)
         }
-        (_, None) => return Reply::fault("the guest has not been started"),
+        (_, None) => return Reply::fault(NOT_STARTED),
     };
     match done {
         Ok(Answer::Done) => Reply::done(),

@@ -16,23 +16,24 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue, UPGRADE};
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::{HttpService, service_fn};
+use hyper::upgrade;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Builder;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::reply::Reply;
+use super::streams::{self, Answer, Client, PROTOCOL, Stream};
 
 /// Connections at a time. Those beyond wait until another has ended.
 const MAX_CONNECTIONS: usize = 128;
@@ -79,6 +80,9 @@ pub trait Service: Send + Sync + 'static {
 
     /// Does what is asked for.
     fn answer(&self, call: &Call) -> Reply;
+
+    /// What is to be given as it comes, if the call is for that, or why not.
+    fn stream(&self, call: &Call) -> Option<Result<Stream, Reply>>;
 
     /// How often it does something unasked, if it does: known when the server starts, or after a request.
     fn period(&self) -> Option<Duration>;
@@ -172,7 +176,6 @@ async fn serve(
         .collect::<Result<Vec<_>, _>>()?;
     collar.set_nonblocking(true)?;
     let collar = UnixStream::from_std(collar)?;
-    let connections = GracefulShutdown::new();
     let asked = Arc::new(Notify::new());
     tokio::spawn(tick(service.clone(), asked.clone()));
     let handler = Handler {
@@ -180,8 +183,19 @@ async fn serve(
         max_body,
         asked,
     };
-    accept_until(collar.readable(), accept_all(&listeners, &handler, &connections)).await?;
-    if timeout(FAREWELL, connections.shutdown()).await.is_err() {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (open, closing) = watch::channel(());
+    accept_until(
+        collar.readable(),
+        accept_all(&listeners, &handler, &slots, &closing),
+    )
+    .await?;
+    drop(open);
+    // All are free when nothing is told any more.
+    if timeout(FAREWELL, slots.acquire_many(MAX_CONNECTIONS as u32))
+        .await
+        .is_err()
+    {
         debug!("a client has not taken its answer");
     }
     Ok(())
@@ -213,18 +227,23 @@ async fn accept_until<T>(ended: impl Future<Output = T>, accepting: impl Future<
 async fn accept_all(
     listeners: &[UnixListener],
     handler: &Handler,
-    connections: &GracefulShutdown,
+    slots: &Arc<Semaphore>,
+    closing: &watch::Receiver<()>,
 ) -> Infallible {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
         .max_buf_size(BUFFER)
         .half_close(true);
     loop {
-        let slot = slots.clone().acquire_owned().await;
-        let stream = match poll_fn(|context| accept(listeners, context)).await {
-            Ok(stream) => stream,
+        // Fails only when they are closed, which nobody does.
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            continue;
+        };
+        let accepted = poll_fn(|context| accept(listeners, context)).await;
+        let client = accepted.and_then(|stream| Ok((Client::new(&stream, slot)?, stream)));
+        let (client, stream) = match client {
+            Ok(accepted) => accepted,
             Err(error) => {
                 debug!("a connection to the API: {error}");
                 sleep(RETRY).await;
@@ -232,14 +251,35 @@ async fn accept_all(
             }
         };
         let handler = handler.clone();
-        let handle = service_fn(move |request| handle(request, handler.clone()));
-        let connection = connections.watch(http.serve_connection(TokioIo::new(stream), handle));
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!("a connection to the API: {error}");
+        let handle = service_fn(move |request| handle(request, handler.clone(), client.clone()));
+        let connection = http.serve_connection(TokioIo::new(stream), handle);
+        tokio::spawn(attend(connection.with_upgrades(), closing.clone()));
+    }
+}
+
+/// Sees a connection through. When all are to be closed, it ends with the answer that is on its way.
+async fn attend<S>(
+    connection: http1::UpgradeableConnection<TokioIo<UnixStream>, S>,
+    mut closing: watch::Receiver<()>,
+) where
+    S: HttpService<Incoming, ResBody = Answer>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut connection = pin!(connection);
+    let mut is_closing = false;
+    let ended = {
+        let mut closing = pin!(closing.changed());
+        poll_fn(|context| {
+            if !is_closing && closing.as_mut().poll(context).is_ready() {
+                is_closing = true;
+                connection.as_mut().graceful_shutdown();
             }
-            drop(slot);
-        });
+            connection.as_mut().poll(context)
+        })
+        .await
+    };
+    if let Err(error) = ended {
+        debug!("a connection to the API: {error}");
     }
 }
 
@@ -261,21 +301,36 @@ struct Handler {
     asked: Arc<Notify>,
 }
 
-async fn handle(request: Request<Incoming>, handler: Handler) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn handle(
+    mut request: Request<Incoming>,
+    handler: Handler,
+    client: Client,
+) -> Result<Response<Answer>, Infallible> {
+    let is_upgrade = request
+        .headers()
+        .get(UPGRADE)
+        .is_some_and(|name| name == PROTOCOL);
+    let upgrade = is_upgrade.then(|| upgrade::on(&mut request));
     let (head, body) = request.into_parts();
-    let reply = match read(body, handler.max_body).await {
-        Ok(body) => {
-            let path = head.uri.path().to_owned();
-            let method = head.method;
-            let asked = format!("{method} {path}");
-            let reply = answer(handler.service, Call { method, path, body }).await;
-            handler.asked.notify_one();
-            debug!("{asked}: {}", reply.status);
-            reply
-        }
-        Err(reply) => reply,
+    let body = match read(body, handler.max_body).await {
+        Ok(body) => body,
+        Err(reply) => return Ok(respond(reply)),
     };
-    Ok(respond(reply))
+    let call = Call {
+        method: head.method,
+        path: head.uri.path().to_owned(),
+        body,
+    };
+    let asked = format!("{} {}", call.method, call.path);
+    let response = match handler.service.stream(&call) {
+        Some(stream) => stream
+            .and_then(|stream| streams::begin(stream, upgrade, client))
+            .unwrap_or_else(respond),
+        None => respond(answer(handler.service, call).await),
+    };
+    handler.asked.notify_one();
+    debug!("{asked}: {}", response.status());
+    Ok(response)
 }
 
 async fn read(body: Incoming, max: usize) -> Result<Bytes, Reply> {
@@ -306,8 +361,8 @@ async fn answer(service: Arc<dyn Service>, call: Call) -> Reply {
     done.unwrap_or_else(|error| Reply::fault(format!("the request was given up: {error}")))
 }
 
-fn respond(reply: Reply) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(reply.body));
+fn respond(reply: Reply) -> Response<Answer> {
+    let mut response = Response::new(Answer::Whole(Full::new(reply.body)));
     *response.status_mut() = reply.status;
     let headers = response.headers_mut();
     if reply.status != StatusCode::NO_CONTENT {

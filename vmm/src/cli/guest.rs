@@ -9,12 +9,14 @@ use std::sync::Arc;
 use arch_x86_64::layout::VIRTIO_IRQS;
 use devices::virtio::vsock::MAX_PATH;
 use nix::unistd::{dup2_stderr, dup2_stdout};
-use tracing::info;
+use tracing::{info, warn};
 use vmm::api::{Api, Instance, MAX_BODY};
 use vmm::config::{Overrides, VmConfig};
-use vmm::console::{self, End};
+use vmm::console::{self, End, LogWriter};
+use vmm::control::GuestInfo;
 use vmm::error::Error;
 use vmm::lifecycle::Stop;
+use vmm::runtime::remains::{CONSOLE, MESSAGES};
 use vmm::runtime::{self, GuestDirectory, RuntimeError};
 use vmm::snapshot::Snapshot;
 use vmm::vm::RunningVm;
@@ -22,9 +24,26 @@ use vmm::vm::RunningVm;
 use super::background::RUNS;
 use super::{Failure, finish, report};
 
-/// What a guest in the background has in its directory: what its console prints, and posada's messages.
-pub const CONSOLE: &str = "console.log";
-const MESSAGES: &str = "posada.log";
+
+/// Where a guest runs, and what it leaves in its directory when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At this terminal; nothing.
+    Foreground,
+    /// In the background.
+    Background(Leaves),
+}
+
+/// What a guest in the background leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaves {
+    /// Nothing.
+    Nothing,
+    /// What it printed, and how it ended.
+    Logs,
+    /// The same, but only of a crash.
+    LogsOfCrash,
+}
 
 /// A guest's place among the running ones, if this host has one for it.
 pub struct Hosted {
@@ -103,13 +122,13 @@ impl Hosted {
     ///
     /// # Errors
     /// There is no file for it, or no standard output.
-    pub fn console(&self, background: bool) -> Result<Box<dyn Write + Send>, Failure> {
-        if !background {
+    pub fn console(&self, place: Place) -> Result<Box<dyn Write + Send>, Failure> {
+        if place == Place::Foreground {
             return Ok(Box::new(console::output()?));
         }
         let path = self.directory()?.path().join(CONSOLE);
         match File::create(&path) {
-            Ok(file) => Ok(Box::new(file)),
+            Ok(file) => Ok(Box::new(LogWriter::new(file))),
             Err(error) => Err(Failure::Other(format!(
                 "cannot make '{}': {error}",
                 path.display()
@@ -119,7 +138,7 @@ impl Hosted {
 
     /// Connects the guest with this terminal, and with who asks for it by name, until it ends; then the process does.
     /// In the background, says that the guest runs, and leaves standard output and error.
-    pub fn attend(mut self, vm: RunningVm, background: bool) -> Result<(), Failure> {
+    pub fn attend(mut self, vm: RunningVm, place: Place) -> Result<(), Failure> {
         let vm = Arc::new(vm);
         let instance = Arc::new(Instance::of(vm.clone())?);
         let serve = |listener| {
@@ -128,11 +147,11 @@ impl Hosted {
                 .ok()
         };
         let api = self.take_listener().and_then(serve);
-        if background {
-            self.announce(vm.config().name())?;
+        if let Place::Background(leaves) = place {
+            self.announce(&vm, leaves)?;
         }
         let end = self.see_through(&vm, api)?;
-        drop(self);
+        self.leave(&vm, place, &end);
         // Taking the machine apart takes KVM milliseconds; the kernel does it as the process goes.
         std::mem::forget(vm);
         finish(&end)
@@ -149,16 +168,39 @@ impl Hosted {
         // A thread that waits for memory that nobody serves does not end what it has begun.
         let stuck = matches!(end, End::Stopped(Stop::MemoryLost(_)));
         if let Some(api) = api.filter(|_| !stuck) {
-            api.finish();
+            api.finish(&end);
         }
         report(vm.config().name(), &end);
         vm.close_files();
         Ok(end)
     }
 
-    fn announce(&self, name: &str) -> Result<(), Failure> {
+    /// Gives up the guest's place, with what is to stay there.
+    fn leave(self, vm: &RunningVm, place: Place, end: &End) {
+        let stays = match place {
+            Place::Background(Leaves::Logs) => true,
+            Place::Background(Leaves::LogsOfCrash) => end.is_crash(),
+            Place::Background(Leaves::Nothing) | Place::Foreground => false,
+        };
+        let (true, Some(directory)) = (stays, self.directory) else {
+            return;
+        };
+        let left = GuestInfo::of(vm).map(|guest| directory.stay(&guest.ended(end)));
+        if let Ok(Err(error)) = left {
+            warn!("what the guest leaves is not complete: {error}");
+        }
+    }
+
+    fn announce(&self, vm: &RunningVm, leaves: Leaves) -> Result<(), Failure> {
+        let name = vm.config().name().to_owned();
+        let guest = GuestInfo::of(vm)?;
         let path = self.directory()?.path().join(MESSAGES);
         let leave = || {
+            if leaves == Leaves::Logs {
+                self.directory
+                    .iter()
+                    .try_for_each(|directory| directory.will_stay(&guest))?;
+            }
             let messages = File::create(&path)?;
             println!("{RUNS} {name}");
             dup2_stdout(&messages)?;

@@ -3,16 +3,17 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::SystemTime;
 
 use clap::Args;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::Serialize;
 use vmm::config::ByteSize;
+use vmm::console::LogReader;
 use vmm::control::{self, Answer, ControlError, GuestInfo, Request};
-use vmm::lifecycle::Phase;
+use vmm::runtime::remains::{self, CONSOLE, Ending};
 use vmm::runtime::{self, RuntimeError};
 
-use super::guest::CONSOLE;
 use super::snapshot::unexpected;
 use super::table::{cell, table, time};
 use super::{Failure, completions, print_json, say};
@@ -20,6 +21,7 @@ use super::{Failure, completions, print_json, say};
 pub const LIST_EXAMPLES: &str = "\
 Examples:
   posada ps
+  posada ps -a                             those, too, that have ended and left their logs
   posada ps --json | jq -r '.[].name'";
 
 pub const LOGS_EXAMPLES: &str = "\
@@ -27,9 +29,12 @@ Examples:
   posada logs web-1
   posada logs -f web-1      until the guest ends";
 
-/// Lists the running guests.
+/// Lists guests.
 #[derive(Args)]
 pub struct List {
+    /// Those, too, that have ended and left something
+    #[arg(short, long)]
+    all: bool,
     /// Print them as JSON
     #[arg(long)]
     json: bool,
@@ -38,7 +43,7 @@ pub struct List {
 /// Tells about one.
 #[derive(Args)]
 pub struct Inspect {
-    /// The running guest
+    /// The guest, one that runs or has left something
     #[arg(add = completions::guests())]
     name: String,
 }
@@ -51,10 +56,21 @@ pub struct Names {
     names: Vec<String>,
 }
 
+/// Removes what guests have left.
+#[derive(Args)]
+pub struct Remove {
+    /// The guests
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    /// End those that run first
+    #[arg(short, long)]
+    force: bool,
+}
+
 /// Prints a guest's console.
 #[derive(Args)]
 pub struct Logs {
-    /// The guest, one in the background
+    /// The guest, one that runs in the background or has done so
     #[arg(add = completions::guests())]
     name: String,
     /// Go on with what it prints, until it ends
@@ -67,10 +83,12 @@ pub struct Logs {
 struct Row {
     name: String,
     pid: Option<u32>,
-    state: Option<Phase>,
+    state: Option<String>,
     cpus: Option<u32>,
     memory: Option<ByteSize>,
     uptime: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end: Option<Ending>,
 }
 
 impl List {
@@ -81,7 +99,10 @@ impl List {
             match inspect(&name) {
                 Ok(guest) => rows.push(Row::of(*guest)),
                 // It has ended, and its directory is what it left.
-                Err(Failure::Control(ControlError::Runtime(RuntimeError::Unknown(_)))) => {}
+                Err(Failure::Control(ControlError::Runtime(RuntimeError::Unknown(_)))) => {
+                    let left = self.all.then(|| remains::of(&name).ok()).flatten();
+                    rows.extend(left.map(Row::of));
+                }
                 Err(failure) => {
                     say(format_args!("posada: {failure}"));
                     rows.push(Row::silent(name));
@@ -92,21 +113,33 @@ impl List {
         if self.json {
             return print_json(&rows);
         }
-        let head = ["NAME", "PID", "STATE", "CPUS", "MEMORY", "UPTIME"];
-        print!("{}", table(head, rows.iter().map(cells)));
+        let text = match self.all {
+            false => table(HEAD, rows.iter().map(cells)),
+            true => table(
+                with(HEAD, "END"),
+                rows.iter().map(|row| with(cells(row), cell(row.end()))),
+            ),
+        };
+        print!("{text}");
         Ok(())
     }
 }
 
 impl Row {
     fn of(guest: GuestInfo) -> Self {
+        let state = match &guest.end {
+            None => guest.state.to_string(),
+            Some(end) if end.crashed => "crashed".to_owned(),
+            Some(_) => "ended".to_owned(),
+        };
         Self {
             name: guest.name,
-            pid: Some(guest.pid),
-            state: Some(guest.state),
+            pid: guest.end.is_none().then_some(guest.pid),
+            state: Some(state),
             cpus: Some(guest.cpus),
             memory: Some(guest.memory),
             uptime: Some(guest.uptime),
+            end: guest.end,
         }
     }
 
@@ -118,15 +151,33 @@ impl Row {
             cpus: None,
             memory: None,
             uptime: None,
+            end: None,
         }
     }
+
+    /// How and how long ago it has ended.
+    fn end(&self) -> Option<String> {
+        let Ending { why, at, .. } = self.end.as_ref()?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let ago = at.zip(now.ok()).map(|(at, now)| now.as_secs().saturating_sub(at));
+        Some(match ago {
+            Some(ago) => format!("{why}, {} ago", time(ago)),
+            None => why.clone(),
+        })
+    }
+}
+
+const HEAD: [&str; 6] = ["NAME", "PID", "STATE", "CPUS", "MEMORY", "UPTIME"];
+
+fn with<T>([name, pid, state, cpus, memory, uptime]: [T; 6], end: T) -> [T; 7] {
+    [name, pid, state, cpus, memory, uptime, end]
 }
 
 fn cells(row: &Row) -> [String; 6] {
     [
         row.name.clone(),
         cell(row.pid),
-        cell(row.state),
+        cell(row.state.as_ref()),
         cell(row.cpus),
         cell(row.memory),
         cell(row.uptime.map(time)),
@@ -136,7 +187,12 @@ fn cells(row: &Row) -> [String; 6] {
 impl Inspect {
     /// Prints everything, as JSON.
     pub fn execute(self) -> Result<(), Failure> {
-        let guest = inspect(&self.name)?;
+        let guest = match inspect(&self.name) {
+            Err(Failure::Control(ControlError::Runtime(RuntimeError::Unknown(_)))) => {
+                remains::of(&self.name).map_err(ControlError::from)?
+            }
+            running => *running?,
+        };
         let text = serde_json::to_string_pretty(&guest).map_err(|error| Failure::Other(error.to_string()))?;
         println!("{text}");
         Ok(())
@@ -151,26 +207,48 @@ impl Names {
 
     /// Ends each of them, and returns when its process is gone.
     pub fn kill(&self) -> Result<(), Failure> {
-        self.names.iter().try_for_each(|name| {
-            let directory = runtime::directory_of(name).map_err(ControlError::from)?;
-            tell(name, &Request::Kill)?;
-            runtime::wait_until_gone(&directory);
-            Ok(())
-        })
+        self.names.iter().try_for_each(|name| kill(name))
+    }
+}
+
+/// Ends a guest, and returns when its process is gone.
+fn kill(name: &str) -> Result<(), Failure> {
+    let directory = runtime::directory_of(name).map_err(ControlError::from)?;
+    tell(name, &Request::Kill)?;
+    runtime::wait_until_gone(&directory);
+    Ok(())
+}
+
+impl Remove {
+    /// Removes what each of them has left.
+    pub fn execute(self) -> Result<(), Failure> {
+        self.names
+            .iter()
+            .try_for_each(|name| match remains::discard(name) {
+                Err(RuntimeError::Runs(_)) if self.force => {
+                    kill(name)?;
+                    match remains::discard(name) {
+                        // One in the foreground leaves nothing.
+                        Err(RuntimeError::Unknown(_)) => Ok(()),
+                        removed => Ok(removed.map_err(ControlError::from)?),
+                    }
+                }
+                removed => Ok(removed.map_err(ControlError::from)?),
+            })
     }
 }
 
 impl Logs {
     /// Prints what there is, and with `--follow` what comes.
     pub fn execute(self) -> Result<(), Failure> {
-        let directory = runtime::directory_of(&self.name).map_err(ControlError::from)?;
+        let directory = remains::directory_of(&self.name).map_err(ControlError::from)?;
         let path = directory.join(CONSOLE);
         let Err(error) = self.print(&path) else {
             return Ok(());
         };
         match error.kind() {
             io::ErrorKind::NotFound => Err(Failure::Other(format!(
-                "the console of '{}' is where it was started, and nothing of it is kept: start it in the background to have it kept",
+                "the console of '{0}' is where it was started, and nothing of it is kept: see it by 'posada attach {0}', or start it in the background",
                 self.name
             ))),
             // Who reads has seen enough.
@@ -183,13 +261,18 @@ impl Logs {
     }
 
     fn print(&self, path: &Path) -> io::Result<()> {
-        let mut console = File::open(path)?;
+        let mut console = LogReader::new(File::open(path)?);
         let changes = Inotify::init(InitFlags::IN_CLOEXEC)?;
         changes.add_watch(path, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CLOSE_WRITE)?;
         let mut stdout = io::stdout();
-        let mut ended = !self.follow;
+        // Looked at when the file is watched: an end that comes later is told.
+        let mut ended = !self.follow || remains::of(&self.name).is_ok();
         loop {
-            io::copy(&mut console, &mut stdout)?;
+            let new = console.read()?;
+            if !new.is_empty() {
+                stdout.write_all(&new)?;
+                continue;
+            }
             stdout.flush()?;
             if ended {
                 return Ok(());

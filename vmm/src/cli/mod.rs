@@ -1,10 +1,12 @@
 //! The command line: what it takes, what it prints, and what its exit status means.
 
 mod agent;
+mod attach;
 mod background;
 mod clones;
 mod completions;
 mod cp;
+mod events;
 mod exec;
 mod guest;
 mod guests;
@@ -31,7 +33,7 @@ use tracing::Level;
 use tracing_subscriber::fmt::format;
 use tracing_subscriber::fmt::format::FmtSpan;
 use vmm::config::ConfigError;
-use vmm::console::{self, End};
+use vmm::console::{self, End, SIGNALLED};
 use vmm::control::{ControlError, Request};
 use vmm::error::Error;
 use vmm::lifecycle::Stop;
@@ -41,7 +43,7 @@ use clones::Clones;
 use completions::Completions;
 use cp::Copy;
 use exec::Exec;
-use guests::{Inspect, List, Logs, Names};
+use guests::{Inspect, List, Logs, Names, Remove};
 use manual::Manual;
 use run::Run;
 use serve::Serve;
@@ -52,9 +54,6 @@ use top::Top;
 
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
-const GUEST_CRASHED: u8 = 3;
-/// A process that a signal ended has this plus the signal's number, as shells have it.
-const SIGNALLED: u8 = 128;
 
 const EXIT_STATUS_HELP: &str = "\
 Exit status:
@@ -80,10 +79,10 @@ enum Command {
     /// Serve an HTTP API by which a guest is described, started and looked after: Firecracker's
     #[command(after_help = format!("{}\n{EXIT_STATUS_HELP}", serve::EXAMPLES))]
     Serve(Serve),
-    /// List the running guests
+    /// List the guests
     #[command(after_help = guests::LIST_EXAMPLES)]
     Ps(List),
-    /// Tell all about a running guest
+    /// Tell all about a guest
     Inspect(Inspect),
     /// Tell what running guests have used and done
     #[command(after_help = stats::EXAMPLES)]
@@ -95,6 +94,9 @@ enum Command {
     Pause(Names),
     /// Let a paused guest go on
     Resume(Names),
+    /// Show a running guest's console on this terminal, and type there
+    #[command(after_help = attach::EXAMPLES)]
+    Attach(attach::Attach),
     /// Have running guests shut down, as if their power buttons were pressed
     #[command(after_help = stop::EXAMPLES)]
     Stop(stop::Stop),
@@ -109,6 +111,11 @@ enum Command {
     /// Copy files into a running guest, or out of it
     #[command(after_help = cp::EXAMPLES)]
     Cp(Copy),
+    /// Tell what happens to guests, as it happens
+    #[command(after_help = events::EXAMPLES)]
+    Events(events::Events),
+    /// Remove what guests in the background have left: what their consoles printed, and how they ended
+    Rm(Remove),
     /// Freeze a running guest into a directory; it goes on
     #[command(after_help = snapshot::TAKE_EXAMPLES)]
     Snapshot(Take),
@@ -190,11 +197,14 @@ pub fn main() -> ExitCode {
         Command::Top(top) => top.execute(),
         Command::Pause(guests) => guests.tell(&Request::Pause),
         Command::Resume(guests) => guests.tell(&Request::Resume),
+        Command::Attach(attach) => attach.execute(),
         Command::Stop(stop) => stop.execute(),
         Command::Kill(guests) => guests.kill(),
         Command::Logs(logs) => logs.execute(),
         Command::Exec(exec) => exec.execute(),
         Command::Cp(copy) => copy.execute(),
+        Command::Events(events) => events.execute(),
+        Command::Rm(remove) => remove.execute(),
         Command::Snapshot(take) => take.execute(),
         Command::Restore(restore) => restore.execute(),
         Command::Rewind(rewind) => rewind.execute(),
@@ -248,24 +258,19 @@ fn start_log(verbose: u8) {
 
 /// A crash is always told; how else a guest ended only to a person, who sees no exit status.
 fn report(name: &str, end: &End) {
-    match end {
-        End::Stopped(Stop::Crash(what) | Stop::MemoryLost(what)) => {
-            say(format_args!("posada: {name} crashed: {what}"))
-        }
-        End::Stopped(Stop::Panic) => say(format_args!("posada: {name} crashed: its kernel panicked")),
-        End::Stopped(_) | End::Signal(_) if !console::is_interactive() => {}
-        End::Stopped(Stop::PowerOff) => say(format_args!("posada: {name} powered off")),
-        End::Stopped(Stop::Reset) => say(format_args!("posada: {name} reset its machine")),
-        End::Stopped(Stop::Ended) => say(format_args!("\nposada: {name} was ended")),
-        End::Signal(signal) => say(format_args!("\nposada: {name} was ended by {signal}")),
+    let why = end.why();
+    if end.is_crash() {
+        say(format_args!("posada: {name} crashed: {why}"));
+    } else if console::is_interactive() {
+        // Behind what the guest has left on its line.
+        let line = match end {
+            End::Stopped(Stop::Ended) | End::Signal(_) => "\n",
+            End::Stopped(_) => "",
+        };
+        say(format_args!("{line}posada: {name} {why}"));
     }
 }
 
 fn finish(end: &End) -> ! {
-    let status = match end {
-        End::Stopped(Stop::PowerOff | Stop::Reset | Stop::Ended) => 0,
-        End::Stopped(Stop::Panic | Stop::Crash(_) | Stop::MemoryLost(_)) => GUEST_CRASHED,
-        End::Signal(signal) => SIGNALLED + *signal as u8,
-    };
-    process::exit(status.into())
+    process::exit(end.status().into())
 }

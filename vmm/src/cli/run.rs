@@ -10,7 +10,7 @@ use vmm::foundation::Foundation;
 use vmm::vm::Vm;
 
 use super::background::Starting;
-use super::guest::Hosted;
+use super::guest::{Hosted, Leaves, Place};
 use super::{Failure, background, start_log};
 
 pub const EXAMPLES: &str = "\
@@ -35,9 +35,13 @@ pub struct Run {
     #[command(flatten)]
     vm: VmConfig,
 
-    /// Run the guest in the background and print its name; its console is kept for 'posada logs'
+    /// Run the guest in the background and print its name; what its console prints is kept for 'posada logs', until 'posada rm'
     #[arg(short, long)]
     detach: bool,
+
+    /// In the background: leave nothing when the guest ends, neither what its console printed nor how it ended
+    #[arg(long, requires = "detach")]
+    rm: bool,
 
     /// Say on standard output how far the guest is, and wait to be let go; its console goes to a file in its directory
     #[arg(long, hide = true)]
@@ -63,11 +67,16 @@ impl Run {
         let foundation = Foundation::lay(&config)?;
         let hosted = Hosted::begin(&mut config)?;
         hosted.add_way_to_agent(&mut config);
-        let vm = Vm::build(foundation, &config, hosted.console(self.background)?)?;
+        let place = match (self.background, self.rm) {
+            (false, _) => Place::Foreground,
+            (true, false) => Place::Background(Leaves::Logs),
+            (true, true) => Place::Background(Leaves::Nothing),
+        };
+        let vm = Vm::build(foundation, &config, hosted.console(place)?)?;
         if self.background {
             background::wait_to_go()?;
         }
-        hosted.attend(vm.start(), self.background)
+        hosted.attend(vm.start(), place)
     }
 }
 

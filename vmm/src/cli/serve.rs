@@ -115,12 +115,13 @@ impl Serve {
         let end = match (console::wait_for(instance.started())?, instance.vm()) {
             (None, Some(vm)) => hosted.see_through(&vm, Some(api))?,
             (signal, _) => {
-                api.finish();
+                let end = signal.map_or(End::Stopped(Stop::Ended), End::Signal);
+                api.finish(&end);
                 // One that was being built meanwhile.
                 if let Some(vm) = instance.vm() {
                     vm.close_files();
                 }
-                signal.map_or(End::Stopped(Stop::Ended), End::Signal)
+                end
             }
         };
         drop((hosted, socket));

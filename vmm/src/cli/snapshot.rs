@@ -9,7 +9,7 @@ use vmm::console::{self, End};
 use vmm::control::{self, Answer, Request};
 use vmm::snapshot::{MemoryFrom, Prefault, Snapshot, SnapshotOptions};
 
-use super::guest::Hosted;
+use super::guest::{Hosted, Leaves, Place};
 use super::{Failure, background, completions, finish, print_json, report, say, start_log};
 
 pub const TAKE_EXAMPLES: &str = "\
@@ -149,7 +149,11 @@ impl Restore {
         if self.disks_back {
             snapshot.put_disks_back(&config)?;
         }
-        let console = hosted.console(self.background)?;
+        let place = match self.background {
+            true => Place::Background(Leaves::LogsOfCrash),
+            false => Place::Foreground,
+        };
+        let console = hosted.console(place)?;
         let memory = match self.memory_from {
             Some(socket) => MemoryFrom::Handler(socket),
             None => MemoryFrom::Snapshot(self.prefault),
@@ -165,7 +169,7 @@ impl Restore {
             finish(&end)
         });
         vm.resume();
-        hosted.attend(vm, self.background)
+        hosted.attend(vm, place)
     }
 }
 

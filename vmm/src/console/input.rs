@@ -45,6 +45,11 @@ impl ConsoleInput {
         self.source == Source::Open && (self.waiting.is_empty() || self.keys.is_some())
     }
 
+    /// What is shown to who asks for the VMM's own keys.
+    pub fn help(&self) -> &'static str {
+        self.keys.as_ref().map_or("", EscapeFilter::help)
+    }
+
     /// Reads once from `fd`, which must be readable, and returns a command if one was typed.
     pub fn read(&mut self, fd: BorrowedFd<'_>) -> io::Result<Option<Command>> {
         let mut chunk = [0; CHUNK];

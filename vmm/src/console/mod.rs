@@ -1,10 +1,13 @@
 //! A guest in the foreground: its console on this terminal, until one of the two ends.
 //!
-//! One event loop on the main thread waits for four things: keys or piped input, room in the guest's serial
-//! port, signals, and the machine's stop. Output does not pass here: the serial port writes it itself.
+//! One event loop on the main thread waits for five things: keys or piped input, what others [type](Hub), room in the guest's
+//! serial port, signals, and the machine's stop. Output does not pass here: the serial port writes it itself.
 
+mod attachment;
 mod escape;
+mod hub;
 mod input;
+mod log;
 mod output;
 mod terminal;
 
@@ -22,10 +25,14 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::error::{Doing, Error};
 use crate::lifecycle::Stop;
 use crate::vm::RunningVm;
-use escape::{Command, HELP};
+use escape::Command;
 use input::ConsoleInput;
 use output::ConsoleOutput;
 pub use terminal::{Printed, RawTerminal, size};
+
+pub use attachment::{Attachment, Left};
+pub use hub::{Hub, Keyboard, Seen, Watcher};
+pub use log::{LogReader, LogWriter};
 
 /// The signals that end a guest in good order.
 const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
@@ -34,6 +41,7 @@ const STDIN: u32 = 0;
 const ROOM: u32 = 1;
 const SIGNALS: u32 = 2;
 const STOPPED: u32 = 3;
+const TYPED: u32 = 4;
 
 /// How a guest in the foreground ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +50,42 @@ pub enum End {
     Stopped(Stop),
     /// A signal told posada to end.
     Signal(Signal),
+}
+
+/// Exit status of a process whose guest crashed.
+const CRASHED: u8 = 3;
+/// A process that a signal ended has this plus the signal's number, as shells have it.
+pub const SIGNALLED: u8 = 128;
+
+impl End {
+    /// Whether the guest did not want to.
+    pub fn is_crash(&self) -> bool {
+        matches!(
+            self,
+            Self::Stopped(Stop::Panic | Stop::Crash(_) | Stop::MemoryLost(_))
+        )
+    }
+
+    /// What is said of it behind the guest's name; of a crash, why it was one.
+    pub fn why(&self) -> String {
+        match self {
+            Self::Stopped(Stop::PowerOff) => "powered off".to_owned(),
+            Self::Stopped(Stop::Reset) => "reset its machine".to_owned(),
+            Self::Stopped(Stop::Panic) => "its kernel panicked".to_owned(),
+            Self::Stopped(Stop::Crash(what) | Stop::MemoryLost(what)) => what.clone(),
+            Self::Stopped(Stop::Ended) => "was ended".to_owned(),
+            Self::Signal(signal) => format!("was ended by {signal}"),
+        }
+    }
+
+    /// The exit status of the guest's process.
+    pub fn status(&self) -> u8 {
+        match self {
+            _ if self.is_crash() => CRASHED,
+            Self::Stopped(_) => 0,
+            Self::Signal(signal) => SIGNALLED + *signal as u8,
+        }
+    }
 }
 
 /// Keeps the signals that end a guest from killing this thread and all that it will start. To be called
@@ -140,7 +184,9 @@ impl Foreground<'_> {
             Ok(None) => {}
             Ok(Some(Command::End)) => self.end = Some(End::Stopped(Stop::Ended)),
             // Without a terminal to show it on, help is of no use to anybody.
-            Ok(Some(Command::Help)) => drop(io::stderr().write_all(HELP.as_bytes())),
+            Ok(Some(Command::Help)) => drop(io::stderr().write_all(self.input.help().as_bytes())),
+            // The keys for it are the guest's here.
+            Ok(Some(Command::Detach)) => {}
             Err(error) => warn!("standard input is lost: {error}"),
         }
     }
@@ -161,6 +207,8 @@ impl Foreground<'_> {
 
     /// Moves input on as far as it goes, and watches standard input only while more of it is wanted.
     fn pump(&mut self, ops: &mut EventOps<'_>) {
+        // Before piped input, which may have no end.
+        self.vm.console().feed(self.vm.serial());
         self.input.feed(self.vm.serial());
         while self.stdin == Stdin::AlwaysReady && self.input.wants_more() {
             self.read_stdin();
@@ -190,6 +238,7 @@ impl MutEventSubscriber for Foreground<'_> {
             Events::with_data_raw(self.vm.room().as_raw_fd(), ROOM, EventSet::IN),
             Events::with_data_raw(self.signals.as_raw_fd(), SIGNALS, EventSet::IN),
             Events::with_data_raw(self.vm.stopped().as_raw_fd(), STOPPED, EventSet::IN),
+            Events::with_data_raw(self.vm.console().arrived().as_raw_fd(), TYPED, EventSet::IN),
         ];
         for events in fds {
             if let Err(error) = ops.add(events) {
@@ -207,6 +256,7 @@ impl MutEventSubscriber for Foreground<'_> {
                 let times = self.vm.room().read();
                 debug!("the guest has room for input: {times:?}");
             }
+            TYPED => drop(self.vm.console().arrived().read()),
             SIGNALS => self.read_signal(),
             _ => self.end = self.vm.stop_reason().map(End::Stopped),
         }

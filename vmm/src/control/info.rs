@@ -6,9 +6,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ByteSize, VmConfig};
+use crate::console::End;
 use crate::error::{Doing, Error};
 use crate::host::HostKind;
 use crate::lifecycle::Phase;
+use crate::runtime::remains::Ending;
 use crate::vm::RunningVm;
 
 /// A guest that this host runs.
@@ -31,6 +33,9 @@ pub struct GuestInfo {
     pub memory: ByteSize,
     /// What it was built from, with absolute paths.
     pub config: VmConfig,
+    /// How it has ended, if it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<Ending>,
 }
 
 impl GuestInfo {
@@ -72,6 +77,15 @@ impl GuestInfo {
             config: config
                 .with_absolute_paths()
                 .doing("tell where the guest's files are")?,
+            end: None,
         })
+    }
+
+    /// The same guest when it has ended.
+    pub fn ended(self, end: &End) -> Self {
+        Self {
+            end: Some(Ending::now(end)),
+            ..self
+        }
     }
 }

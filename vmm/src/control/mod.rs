@@ -7,7 +7,7 @@ use std::path::{self, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use client::{ControlError, ask};
+pub use client::{ControlError, EventStream, ask, attach};
 pub use info::GuestInfo;
 
 use crate::error::Doing;

@@ -18,6 +18,7 @@ use super::take::absolute;
 use super::{SnapshotError, format, working_set};
 use crate::config::{ByteSize, DiskConfig, VmConfig};
 use crate::error::{Doing, Error as VmError};
+use crate::events::What;
 use crate::lifecycle::Stop;
 use crate::memory::{self, GuestMemory};
 use crate::vm::{RunningVm, Vm};
@@ -244,6 +245,9 @@ pub fn rewind(vm: &RunningVm, directory: &Path, disks: bool) -> Result<Rewound, 
     };
     gone_back?;
     vm.resume();
+    vm.tell(What::Rewound {
+        directory: snapshot.directory.to_string_lossy().into_owned(),
+    });
     Ok(Rewound {
         took_us: start.elapsed().as_micros().try_into().unwrap_or(u64::MAX),
     })

@@ -16,6 +16,7 @@ use super::manifest::{DiffRecord, DiskRecord, MEMORY, Manifest, MemoryRecord, ST
 use super::ranges::PageRanges;
 use super::{SnapshotError, disk_copies, format, memory_file};
 use crate::config::{ByteSize, DiskConfig, VmConfig};
+use crate::events::What;
 use crate::lifecycle::Stop;
 use crate::state::VmState;
 use crate::vcpu::features::CpuFeatures;
@@ -103,6 +104,9 @@ pub fn take(vm: &RunningVm, options: &SnapshotOptions) -> Result<Taken, Snapshot
     }
     let (written, id) = done?;
     history.taken(options.directory.clone(), id, options.diff);
+    vm.tell(What::Snapshot {
+        directory: options.directory.to_string_lossy().into_owned(),
+    });
     Ok(Taken {
         written,
         paused_us: micros(paused),
