@@ -24,7 +24,6 @@ use vmm::vm::RunningVm;
 use super::background::RUNS;
 use super::{Failure, finish, report};
 
-
 /// Where a guest runs, and what it leaves in its directory when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -182,7 +181,7 @@ impl Hosted {
             Place::Background(Leaves::LogsOfCrash) => end.is_crash(),
             Place::Background(Leaves::Nothing) | Place::Foreground => false,
         };
-        let (true, Some(directory)) = (stays, self.directory) else {
+        let (true, Ok(directory)) = (stays, self.directory) else {
             return;
         };
         let left = GuestInfo::of(vm).map(|guest| directory.stay(&guest.ended(end)));

@@ -26,7 +26,7 @@ As root the unit is the system's, else the user's own. The two commands that are
 ";
 
 /// The command that ends a guest in order; systemd waits for the process then.
-const END: &str = "kill";
+const END: &str = "stop";
 
 /// Writes a unit.
 #[derive(Args)]

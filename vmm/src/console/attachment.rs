@@ -12,7 +12,7 @@ use nix::unistd::{read, write};
 use tracing::warn;
 
 use super::escape::{Command, EscapeFilter};
-use super::terminal::RawTerminal;
+use super::terminal::{Printed, RawTerminal};
 use super::watched_signals;
 use crate::error::{Doing, Error};
 
@@ -75,7 +75,7 @@ impl Attachment {
     /// # Errors
     /// The terminal cannot be set, or standard output fails.
     pub fn attend(mut self) -> Result<Left, Error> {
-        let terminal = RawTerminal::enter().doing("put the terminal into raw mode")?;
+        let terminal = RawTerminal::enter(Printed::Processed).doing("put the terminal into raw mode")?;
         let signals = terminal.as_ref().map(|_| signals()).transpose()?;
         self.keys = terminal.as_ref().map(|_| EscapeFilter::for_attached());
         loop {

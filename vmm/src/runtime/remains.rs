@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::{GuestDirectory, RuntimeError, lock_if_left, path_of, remove, remove_all_but, remove_if_left};
+use super::{GuestDirectory, RuntimeError, clear_if_left, lock_if_left, path_of, remove, remove_all_but};
 use crate::console::End;
 use crate::control::GuestInfo;
 
@@ -85,7 +85,7 @@ impl GuestDirectory {
 pub fn of(name: &str) -> Result<GuestInfo, RuntimeError> {
     let path = path_of(name)?;
     let unknown = |_| RuntimeError::Unknown(name.to_owned());
-    remove_if_left(&path).map_err(unknown)?;
+    clear_if_left(&path).map_err(unknown)?;
     let guest = read(&path).map_err(unknown)?;
     match guest.end {
         Some(_) => Ok(guest),
