@@ -8,7 +8,7 @@ use vmm::console::{Attachment, Left};
 use vmm::control::{self, Request};
 
 use super::guests::tell;
-use super::{Failure, SIGNALLED, say};
+use super::{Failure, SIGNALLED, completions, say};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -22,6 +22,7 @@ people can be at one console.";
 #[derive(Args)]
 pub struct Attach {
     /// The running guest
+    #[arg(add = completions::guests())]
     name: String,
 }
 

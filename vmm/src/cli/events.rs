@@ -14,7 +14,7 @@ use vmm::control::{ControlError, EventStream};
 use vmm::events::{self, Event, What};
 use vmm::runtime;
 
-use super::Failure;
+use super::{Failure, completions};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -29,7 +29,7 @@ const RETRY: Duration = Duration::from_millis(5);
 #[derive(Args)]
 pub struct Events {
     /// Only these guests, whether they run or not [default: all]
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = completions::guests())]
     names: Vec<String>,
     /// Print each event as a line of JSON
     #[arg(long)]

@@ -13,8 +13,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm::console::{self, Printed, RawTerminal};
 
-use super::Failure;
 use super::agent::Agent;
+use super::{Failure, completions};
 use session::Session;
 
 pub const EXAMPLES: &str = "\
@@ -49,6 +49,7 @@ pub struct Exec {
     #[arg(long, value_name = "DIR")]
     cwd: Option<String>,
     /// The running guest
+    #[arg(add = completions::guests())]
     name: String,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true)]

@@ -60,7 +60,7 @@ pub struct Names {
 #[derive(Args)]
 pub struct Remove {
     /// The guests
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "NAME", add = completions::guests())]
     names: Vec<String>,
     /// End those that run first
     #[arg(short, long)]

@@ -12,7 +12,7 @@ use vmm::lifecycle::Phase;
 use vmm::runtime;
 
 use super::guests::{inspect, tell};
-use super::{Failure, say};
+use super::{Failure, completions, say};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -29,7 +29,7 @@ const TICK: Duration = Duration::from_secs(1);
 #[derive(Args)]
 pub struct Stop {
     /// The running guests; one that is paused goes on for it
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "NAME", add = completions::guests())]
     names: Vec<String>,
     /// How long they may take; those that are still there then are ended at once
     #[arg(short, long, value_name = "SECONDS", default_value_t = 30)]
