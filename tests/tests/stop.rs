@@ -91,14 +91,15 @@ fn nobody_is_asked_when_one_of_them_is_not_there() {
 fn linux_shuts_down_in_order_even_if_it_was_paused() {
     let name = name("linux");
     let mut guest = Guest::booted().named(&name).start();
-    guest.send("trap 'echo the shell is told; exit' HUP; echo it lis''tens\n");
-    guest.wait_for("it listens\n");
+    let program = "trap 'echo a program is told > /dev/console; exit' TERM; echo it lis''tens; while :; do sleep 1; done";
+    guest.send(format!("({program}) &\n"));
+    guest.wait_for("it listens");
     posada(&["pause", &name]).expect_status(0);
     let stopped = posada(&["stop", &name, "--timeout", "600"]).expect_status(0);
     assert_eq!(stopped.messages(), "");
     let ended = guest.wait().expect_status(0);
     assert!(
-        ended.console().contains("the shell is told"),
+        ended.console().contains("a program is told"),
         "{}",
         ended.console()
     );
