@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 60
 TEST_THREADS ?= 2
 
 # What builds posada. Where there is no cargo, or one too old, Debian's current one (rustc-web in Debian 12).
-OLDEST_CARGO := 1.90
+OLDEST_CARGO := 1.91
 PACKAGES := gcc libc6-dev ca-certificates
 ifneq ($(shell printf '%s\n' $(OLDEST_CARGO) "$$(cargo --version 2>/dev/null | cut -d' ' -f2)" | sort -V | head -n 1),$(OLDEST_CARGO))
 PACKAGES += cargo-web rustc-web rustfmt-web rust-web-clippy

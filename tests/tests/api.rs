@@ -188,8 +188,8 @@ fn a_guest_of_a_file_runs_at_once_with_an_api_or_without() {
 
     for (wrong, named) in [
         (
-            json!({ "boot-source": boot_source("echo"), "mmds-config": {} }),
-            "mmds-config",
+            json!({ "boot-source": boot_source("echo"), "mmds-config": { "network_interfaces": ["eth0"] } }),
+            "network interface",
         ),
         (
             json!({ "boot-source": boot_source("echo"), "unknown": {} }),

@@ -223,11 +223,10 @@ fn what_posada_cannot_do_is_said_in_a_sentence() {
             r#"{"metrics_path": "/nowhere/m"}"#.to_owned(),
             "/nowhere/m",
         ),
-        ("/mmds", r#"{"a": 1}"#.to_owned(), "metadata"),
         (
             "/mmds/config",
             r#"{"network_interfaces": []}"#.to_owned(),
-            "metadata",
+            "is empty",
         ),
         (
             "/pmem/p",

@@ -21,6 +21,7 @@ pub mod machine;
 pub mod machine_state;
 pub mod memory;
 pub mod metrics;
+pub mod mmds;
 pub mod passt;
 pub mod pvm;
 pub mod runtime;

@@ -7,7 +7,7 @@ use arch_x86_64::layout::{self, VirtioSlot};
 use devices::disk::{DiskError, Image};
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockOptions};
-use devices::virtio::net::{FrameSocket, Net, NetOptions, Tap};
+use devices::virtio::net::{FrameSocket, Net, NetOptions, Service, Tap};
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::{SocketFile, Vsock};
 use devices::virtio::{IoThreads, MmioTransport, NOTIFY_OFFSET, VirtioDevice};
@@ -19,6 +19,7 @@ use crate::config::{ConfigError, DiskConfig, NetConfig, VmConfig};
 use crate::error::{Doing, Error};
 use crate::io_thread::{IoThreadPool, Sharing};
 use crate::memory::GuestMemory;
+use crate::mmds::{self, Metadata, MetadataService};
 use crate::passt;
 use crate::vcpu::Buses;
 use crate::vm::eventfd;
@@ -83,6 +84,8 @@ pub struct Changeable {
     pub nets: Vec<Placed<Net>>,
     /// The balloon.
     pub balloon: Option<Placed<Balloon>>,
+    /// What the metadata service tells the guest, if there is one.
+    pub metadata: Arc<Metadata>,
 }
 
 /// The devices so far, in the order in which the guest finds them.
@@ -125,6 +128,7 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<Kept>, Changeable), E
         }
         changeable.disks.push(block);
     }
+    let service = service(config, &changeable.metadata);
     for (index, net) in config.nets.iter().enumerate() {
         let several: Arc<dyn IoThreads>;
         let threads = if net.queues() > 1 {
@@ -133,8 +137,13 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Device>, Vec<Kept>, Changeable), E
         } else {
             &shared
         };
-        let net = devices.add(net.label(index), open_net(net, config.mac(index))?, threads);
-        changeable.nets.push(net);
+        let label = net.label(index);
+        let device = open_net(net, config.mac(index))?;
+        let device = match &service {
+            Some((nets, service)) if nets.contains(&label) => device.with_service(service.clone()),
+            _ => device,
+        };
+        changeable.nets.push(devices.add(label, device, threads));
     }
     if let Some(vsock) = &config.vsock {
         let (device, file) = Vsock::bind(&vsock.socket(config.name())?, vsock.cid())?;
@@ -183,6 +192,17 @@ fn open_net(config: &NetConfig, mac: MacAddress) -> Result<Net, Error> {
     }
     let socket = FrameSocket::new(passt::start(config)?).doing("use passt's socket")?;
     Ok(Net::on_stream(name, options, socket))
+}
+
+/// The metadata service, and the networks that it is on.
+fn service<'a>(config: &'a VmConfig, metadata: &Arc<Metadata>) -> Option<(&'a [String], Service)> {
+    let mmds = config.mmds.as_ref()?;
+    let service = Service {
+        address: mmds.address(),
+        port: mmds::PORT,
+        responder: Arc::new(MetadataService::new(mmds.clone(), metadata.clone())),
+    };
+    Some((&mmds.nets, service))
 }
 
 /// Puts the devices on the bus of memory; returns their transports, and where they are.

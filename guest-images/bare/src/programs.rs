@@ -7,6 +7,7 @@ mod blk_renew;
 mod devices;
 mod generation;
 mod hostile;
+mod http;
 mod idle;
 mod net;
 mod net_bench;
@@ -33,7 +34,7 @@ struct Program {
 }
 
 /// All of them. Arguments in brackets have defaults.
-const PROGRAMS: [Program; 20] = [
+const PROGRAMS: [Program; 21] = [
     Program {
         name: "hello",
         help: "prints a line",
@@ -113,6 +114,11 @@ const PROGRAMS: [Program; 20] = [
         name: "tcp",
         help: "receives a TCP stream of the host's, then sends one [address=10.9.0.2 host=10.9.0.1 port=8000 count=1M seed=1 mtu=1500]",
         run: tcp::run,
+    },
+    Program {
+        name: "http",
+        help: "asks the metadata service for each path that is a line of input, until it is \"end\" [address=10.9.0.2 host=169.254.169.254 port=80]",
+        run: http::run,
     },
     Program {
         name: "vsock-echo",

@@ -21,6 +21,7 @@ use crate::events::Events;
 use crate::foundation::Foundation;
 use crate::lifecycle::Phase;
 use crate::metrics::gather;
+use crate::mmds::Metadata;
 use crate::vm::{RunningVm, Vm, eventfd};
 
 /// How often it is told in a file what the guest does: as in Firecracker.
@@ -39,6 +40,8 @@ pub struct Instance {
     started: EventFd,
     set_log: Option<Box<SetLog>>,
     metrics: Mutex<Option<MetricsFile>>,
+    /// For the guest, until there is one.
+    metadata: Metadata,
     requests: Requests,
     events: Arc<Events>,
     since: Instant,
@@ -94,6 +97,7 @@ impl Instance {
             started: eventfd()?,
             set_log,
             metrics: Mutex::default(),
+            metadata: Metadata::default(),
             requests: Requests::default(),
             events,
             since: Instant::now(),
@@ -183,6 +187,19 @@ impl Instance {
         self.metrics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Looks at, or changes, what the metadata service tells the guest.
+    pub fn with_metadata<T>(&self, look: impl FnOnce(&Metadata) -> T) -> T {
+        match self.vm() {
+            Some(vm) => look(vm.metadata()),
+            None => look(&self.metadata),
+        }
+    }
+
+    /// Has a guest be told what was put for it before there was one.
+    pub(super) fn hand_metadata_to(&self, guest: &Metadata) {
+        guest.succeed(&self.metadata);
+    }
+
     /// Has the guest be composed as a file says.
     ///
     /// # Errors
@@ -206,7 +223,9 @@ impl Instance {
             let config = composition.config(base).map_err(failed)?;
             let built =
                 Foundation::lay(&config).and_then(|foundation| Vm::build(foundation, &config, console));
-            Ok(built.map_err(|error| failed(error.to_string()))?.start())
+            let vm = built.map_err(|error| failed(error.to_string()))?;
+            self.hand_metadata_to(vm.metadata());
+            Ok(vm.start())
         })
     }
 

@@ -11,6 +11,7 @@ use vmm::vm::Vm;
 
 use super::background::Starting;
 use super::guest::{Hosted, Leaves, Place};
+use super::serve::put_metadata;
 use super::{Failure, background, start_log};
 
 pub const EXAMPLES: &str = "\
@@ -34,6 +35,10 @@ pub struct Run {
 
     #[command(flatten)]
     vm: VmConfig,
+
+    /// Have the metadata service tell the guest what a file says; see --mmds
+    #[arg(long, value_name = "FILE.json")]
+    metadata: Option<PathBuf>,
 
     /// Run the guest in the background and print its name; what its console prints is kept for 'posada logs', until 'posada rm'
     #[arg(short, long)]
@@ -63,6 +68,10 @@ impl Run {
             Some(path) => self.vm.or(VmConfig::from_file(path)?),
             None => self.vm,
         };
+        if self.metadata.is_some() && config.mmds.is_none() {
+            let why = "--metadata is for the metadata service, and there is none: give --mmds net=ID too";
+            return Err(Failure::Other(why.to_owned()));
+        }
         console::block_signals()?;
         let foundation = Foundation::lay(&config)?;
         let hosted = Hosted::begin(&mut config)?;
@@ -73,6 +82,9 @@ impl Run {
             (true, true) => Place::Background(Leaves::Nothing),
         };
         let vm = Vm::build(foundation, &config, hosted.console(place)?)?;
+        if let Some(path) = &self.metadata {
+            put_metadata(vm.metadata(), path)?;
+        }
         if self.background {
             background::wait_to_go()?;
         }

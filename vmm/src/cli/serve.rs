@@ -14,6 +14,7 @@ use vmm::api::{Api, Instance, Logger, MAX_BODY, Metrics, level_of};
 use vmm::config::VmConfig;
 use vmm::console::{self, End};
 use vmm::lifecycle::Stop;
+use vmm::mmds::Metadata;
 
 use super::guest::Hosted;
 use super::{Failure, finish, log};
@@ -31,7 +32,7 @@ Examples:
 
 /// What Firecracker's clients find a guest called that has no id.
 const DEFAULT_ID: &str = "anonymous-instance";
-/// Far more than a guest's description takes.
+/// Far more than a guest's description takes, or its metadata by default.
 const MAX_FILE: u64 = 1 << 20;
 
 #[derive(Args)]
@@ -47,6 +48,10 @@ pub struct Serve {
     /// Start the guest that a file describes, in Firecracker's JSON
     #[arg(long, value_name = "FILE.json")]
     config_file: Option<PathBuf>,
+
+    /// Have the metadata service tell the guest what a file says
+    #[arg(long, value_name = "FILE.json")]
+    metadata: Option<PathBuf>,
 
     /// Serve no API; the guest can still be asked by its name
     #[arg(long, requires = "config_file", conflicts_with = "api_sock")]
@@ -80,6 +85,10 @@ pub struct Serve {
     #[arg(long, value_name = "BYTES", default_value_t = MAX_BODY)]
     http_api_max_payload_size: usize,
 
+    /// Bytes that the guest's metadata may have [default: those of a request's body]
+    #[arg(long, value_name = "BYTES")]
+    mmds_size_limit: Option<usize>,
+
     /// There is no seccomp filter that could be left out.
     #[arg(long, hide = true)]
     no_seccomp: bool,
@@ -102,6 +111,11 @@ impl Serve {
         let instance = Arc::new(Instance::to_be(id, base, Box::new(set_log))?);
         if let Some(path) = self.metrics_path {
             instance.set_metrics(&Metrics::to(path)).map_err(Failure::Other)?;
+        }
+        let limit = self.mmds_size_limit.unwrap_or(self.http_api_max_payload_size);
+        instance.with_metadata(|metadata| metadata.set_limit(limit));
+        if let Some(path) = &self.metadata {
+            instance.with_metadata(|metadata| put_metadata(metadata, path))?;
         }
         if let Some(path) = &self.config_file {
             start_from(&instance, path)?;
@@ -141,14 +155,34 @@ impl Serve {
 
 fn start_from(instance: &Instance, path: &Path) -> Result<(), Failure> {
     let failed = |why: String| Failure::Other(format!("the config file '{}': {why}", path.display()));
-    let mut text = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut text));
-    read.map_err(|error| failed(error.to_string()))?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(failed(format!("it is longer than {} KiB", MAX_FILE >> 10)));
-    }
+    let text = read(path, MAX_FILE).map_err(failed)?;
     instance.compose_from(&text).map_err(failed)?;
     instance.begin_composed().map_err(Failure::Other)
+}
+
+/// Has the guest be told what a file of JSON says.
+pub fn put_metadata(metadata: &Metadata, path: &Path) -> Result<(), Failure> {
+    let failed = |why: String| Failure::Other(format!("the metadata '{}': {why}", path.display()));
+    let most = metadata.limit();
+    let text = read(path, MAX_FILE.max(most as u64)).map_err(failed)?;
+    let document = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
+    let put = metadata.put(document);
+    put.map_err(|_| {
+        failed(format!(
+            "it is longer than {most} bytes: give less, or a larger --mmds-size-limit"
+        ))
+    })
+}
+
+/// The whole of a file of at most so many bytes.
+fn read(path: &Path, most: u64) -> Result<Vec<u8>, String> {
+    let mut text = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut text));
+    read.map_err(|error| error.to_string())?;
+    match text.len() as u64 > most {
+        true => Err(format!("it is longer than {} KiB", most >> 10)),
+        false => Ok(text),
+    }
 }
 
 fn unserved(error: io::Error) -> Failure {

@@ -21,12 +21,16 @@ impl VmConfig {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::net::Ipv4Addr;
 
     use devices::disk::EngineKind;
 
     use super::*;
     use crate::config::disk::{EngineName, Format};
-    use crate::config::{BalloonConfig, Boot, ByteRate, ByteSize, Cache, DiskConfig, NetConfig, VsockConfig};
+    use crate::config::{
+        BalloonConfig, Boot, ByteRate, ByteSize, Cache, DiskConfig, MmdsConfig, MmdsVersion, NetConfig,
+        VsockConfig,
+    };
     use crate::host::HostKind;
 
     const TEMPLATE: &str = r#"{"kvm_capabilities": ["!56"], "msr_modifiers": [{"addr": "0x10a", "bitmap": "0b1x"}], "cpuid_modifiers":
@@ -112,6 +116,12 @@ mod tests {
                     ..Default::default()
                 },
             ],
+            mmds: Some(MmdsConfig {
+                nets: vec!["eth0".to_owned(), "net1".to_owned()],
+                version: Some(MmdsVersion::V2),
+                address: Some(Ipv4Addr::new(169, 254, 170, 2)),
+                imds_compat: true,
+            }),
             host_kind: Some(HostKind::Pvm),
             cpu_template: Some(serde_json::from_str(TEMPLATE).unwrap()),
         };

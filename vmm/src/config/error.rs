@@ -7,8 +7,8 @@ use arch_x86_64::layout;
 use thiserror::Error;
 
 use super::{
-    BalloonConfigError, ByteSize, MAX_FILE, MAX_NAME, MIN_MEMORY, PAGE_SIZE, VsockConfigError, WordError,
-    disk, net,
+    BalloonConfigError, ByteSize, MAX_FILE, MAX_NAME, MIN_MEMORY, MmdsConfigError, PAGE_SIZE,
+    VsockConfigError, WordError, disk, net,
 };
 
 /// What is wrong with a configuration. Each message names the setting, the cause and the remedy.
@@ -75,6 +75,9 @@ pub enum ConfigError {
         /// What is wrong with it.
         source: net::NetConfigError,
     },
+    /// A metadata service that cannot be.
+    #[error("mmds: {0}")]
+    Mmds(#[from] MmdsConfigError),
     /// Two networks on one tap.
     #[error("two networks are on the tap '{0}': give each its own")]
     TapTwice(String),

@@ -7,6 +7,7 @@ pub mod balloon;
 pub mod cpu_template;
 pub mod disk;
 mod error;
+pub mod mmds;
 pub mod net;
 mod overrides;
 mod rate;
@@ -31,6 +32,7 @@ pub use balloon::{BalloonConfig, BalloonConfigError};
 pub use cpu_template::CpuTemplate;
 pub use disk::{Cache, DiskConfig};
 pub use error::ConfigError;
+pub use mmds::{MmdsConfig, MmdsConfigError, MmdsVersion};
 pub use net::NetConfig;
 pub use overrides::{Overrides, Replacement};
 pub use rate::{ByteRate, ByteRateError, RateError};
@@ -125,6 +127,11 @@ pub struct VmConfig {
     #[arg(long = "net", value_name = net::SYNTAX)]
     #[serde(rename = "net")]
     pub nets: Vec<NetConfig>,
+
+    /// Tell the guest on a network what is put for it. Keys and flags: net=ID, version=V1|V2, address=ADDRESS, imds-compat
+    #[arg(long, value_name = mmds::SYNTAX)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mmds: Option<MmdsConfig>,
 
     /// Say when the guest writes 123 to the byte at 0xc0000000, as Firecracker's guests do when they have booted
     #[arg(long)]
@@ -221,6 +228,7 @@ impl VmConfig {
             } else {
                 self.nets
             },
+            mmds: self.mmds.or(base.mmds),
             host_kind: self.host_kind.or(base.host_kind),
             cpu_template: self.cpu_template.or(base.cpu_template),
         }
@@ -254,7 +262,8 @@ impl VmConfig {
         }
         check_name(self.name())?;
         self.check_disks()?;
-        self.check_nets()
+        self.check_nets()?;
+        Ok(self.mmds.as_ref().map_or(Ok(()), |mmds| mmds.check(&self.nets))?)
     }
 
     fn check_disks(&self) -> Result<(), ConfigError> {

@@ -83,7 +83,12 @@ pub fn split_repeating(
 
 /// The words of a value that is nothing but words, at least one.
 pub fn list(text: &str) -> Result<Vec<Word>, WordError> {
-    read(at_single_commas(text).into_iter(), "")
+    list_repeating(text, "")
+}
+
+/// The same, in which the word `repeats` may be there several times.
+pub fn list_repeating(text: &str, repeats: &str) -> Result<Vec<Word>, WordError> {
+    read(at_single_commas(text).into_iter(), repeats)
 }
 
 fn read(parts: impl Iterator<Item = String>, repeats: &str) -> Result<Vec<Word>, WordError> {

@@ -10,8 +10,9 @@ use devices::virtio::balloon::{Balloon, PAGE_SIZE, Statistics};
 use devices::virtio::{Difference, StateError};
 use thiserror::Error;
 
-use super::RunningVm;
+use super::{RunningVm, Vm};
 use crate::config::{ByteSize, ConfigError, DiskConfig, NetConfig, VmConfig};
+use crate::mmds::Metadata;
 use crate::vcpu::RequestError;
 use crate::virtio::Placed;
 
@@ -42,6 +43,13 @@ pub enum ChangeError {
     /// The guest was not to be asked, when it was started.
     #[error("the guest is not asked for statistics: give the balloon an interval before the guest starts")]
     NoStatistics,
+}
+
+impl Vm {
+    /// What the metadata service tells the guest, if it has one.
+    pub fn metadata(&self) -> &Metadata {
+        &self.running.changeable.metadata
+    }
 }
 
 impl RunningVm {
@@ -91,6 +99,11 @@ impl RunningVm {
         })?;
         *self.lock_config() = Arc::new(config);
         Ok(())
+    }
+
+    /// What the metadata service tells the guest, if it has one.
+    pub fn metadata(&self) -> &Metadata {
+        &self.parts.changeable.metadata
     }
 
     /// Asks the guest to hand over this much memory.

@@ -16,6 +16,7 @@ mod link;
 mod meter;
 mod pair;
 mod rx;
+mod service;
 mod stream;
 mod switch;
 mod syscall;
@@ -41,8 +42,10 @@ use counts::Counts;
 use frames::Frames;
 use link::Link;
 use pair::Pair;
+use service::Served;
 use switch::Switch;
 
+pub use service::{MAX_REQUEST, Responder, Service};
 pub use stream::{FrameSocket, FrameStream};
 pub use tap::{Tap, TapError, TapQueue};
 
@@ -91,6 +94,7 @@ pub struct Net {
     link_has_changed: AtomicBool,
     /// By pair.
     counts: Vec<Arc<Counts>>,
+    service: Option<Service>,
 }
 
 /// What a network is beside its end on the host.
@@ -148,7 +152,15 @@ impl Net {
             pairs_in_use: Arc::new(AtomicU16::new(1)),
             link_has_changed: AtomicBool::new(false),
             counts: (0..queues / 2).map(|_| Arc::default()).collect(),
+            service: None,
         }
+    }
+
+    /// The same with a service of the host's on it. It must be one with a single pair of queues: what comes on one pair is not known to
+    /// belong to what comes on another.
+    pub fn with_service(mut self, service: Service) -> Self {
+        self.service = Some(service);
+        self
     }
 
     /// Limits what the guest receives and sends like this from the device's next start on.
@@ -180,8 +192,21 @@ impl Net {
         config
     }
 
-    /// A worker for the two queues of a pair.
+    /// A worker for the two queues of a pair, and for the service if there is one.
     fn pair<F: Frames + 'static>(
+        &self,
+        features: u64,
+        queues: [Queue; 2],
+        frames: F,
+        switch: Arc<Switch>,
+    ) -> io::Result<Box<dyn Worker>> {
+        match &self.service {
+            None => self.pair_on(features, queues, frames, switch),
+            Some(service) => self.pair_on(features, queues, Served::new(frames, service), switch),
+        }
+    }
+
+    fn pair_on<F: Frames + 'static>(
         &self,
         features: u64,
         queues: [Queue; 2],

@@ -225,7 +225,10 @@ unsafe fn send(socket: &UnixStream, buffers: &[iovec]) -> io::Result<usize> {
 }
 
 /// Appends a range of memory that others may be writing to.
-unsafe fn append(to: &mut Vec<u8>, from: iovec) {
+///
+/// # Safety
+/// It stays mapped during the call.
+pub(super) unsafe fn append(to: &mut Vec<u8>, from: iovec) {
     to.reserve(from.iov_len);
     let end = to.spare_capacity_mut().as_mut_ptr().cast::<c_void>();
     // SAFETY: the caller vouches for `from`, and there is room for as many bytes behind the end of `to`, which are then

@@ -3,6 +3,7 @@
 
 mod control;
 mod hostile;
+mod served;
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -48,6 +49,10 @@ impl Bench {
     }
 
     fn with(features: u64, options: NetOptions) -> Self {
+        Self::with_net(features, options, |net| net)
+    }
+
+    fn with_net(features: u64, options: NetOptions, change: impl FnOnce(Net) -> Net) -> Self {
         let (host, device) = UnixStream::pair().unwrap();
         host.set_nonblocking(true).unwrap();
         let net = Net::on_stream(
@@ -55,6 +60,7 @@ impl Bench {
             options,
             FrameSocket::new(device).unwrap(),
         );
+        let net = change(net);
         let memory = memory(MEMORY);
         let guest = Started::new(&net, &memory, QUEUES, SIZE, features);
         Self {

@@ -22,7 +22,7 @@ use ethernet::Ethernet;
 const DEPTH: u16 = 256;
 /// Bytes that wait in each direction: fewer frames than a tap holds for its reader (Linux's default is 500).
 const WINDOW: usize = 256 << 10;
-/// The host is in the same network of 256 addresses.
+/// The host is in the same network of 256 addresses, unless a program says that all are.
 const PREFIX: u8 = 24;
 /// The guest's port (RFC 6335 §6: the first of the dynamic ones).
 const LOCAL_PORT: u16 = 49152;
@@ -57,26 +57,43 @@ impl Tally {
     }
 }
 
+/// Whom a connection is with.
+pub struct Peer {
+    pub address: Ipv4Addr,
+    pub port: u16,
+    /// Bits that this guest's address has in common with all that it reaches without a router.
+    pub prefix: u8,
+}
+
 /// A connection, which is worked on only in [`poll`](Self::poll).
-struct Connection {
+pub struct Connection {
     device: Ethernet,
     interface: Interface,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
     mhz: u64,
+    /// How many there have been before it.
+    number: u16,
 }
 
 /// Connects, receives until the host ends its half, sends, and waits until all has arrived.
 pub fn run(arguments: &Arguments<'_>) -> Outcome {
     let count = arguments.number("count")?.unwrap_or(1 << 20);
     let seed = arguments.number("seed")?.unwrap_or(1);
-    let mut connection = Connection::open(arguments)?;
+    let port = arguments.number("port")?.unwrap_or(8000);
+    let peer = Peer {
+        address: address(arguments, "host", Ipv4Addr::new(10, 9, 0, 1))?,
+        port: u16::try_from(port).map_err(|_| Failure::new(format!("port={port}: give 1 to 65535")))?,
+        prefix: PREFIX,
+    };
+    let mut connection = Connection::open(arguments, &peer)?;
     connection.receive()?.print("received");
     connection.send(count, seed)?.print("sent");
     connection.close()
 }
 
-fn address(arguments: &Arguments<'_>, key: &'static str, default: Ipv4Addr) -> Outcome<Ipv4Addr> {
+/// The address that an argument is.
+pub fn address(arguments: &Arguments<'_>, key: &'static str, default: Ipv4Addr) -> Outcome<Ipv4Addr> {
     match arguments.text(key) {
         None => Ok(default),
         Some(text) => text
@@ -95,12 +112,21 @@ fn mtu(arguments: &Arguments<'_>) -> Outcome<usize> {
     }
 }
 
+/// A socket that connects.
+fn connecting(interface: &mut Interface, peer: &Peer, local: u16) -> Outcome<Socket<'static>> {
+    let Peer { address, port, .. } = *peer;
+    let buffer = || SocketBuffer::new(vec![0; WINDOW]);
+    let mut socket = Socket::new(buffer(), buffer());
+    socket.set_timeout(Some(TIMEOUT));
+    socket
+        .connect(interface.context(), (address, port), local)
+        .map_err(|error| Failure::new(format!("{address} port {port}: {error}")))?;
+    Ok(socket)
+}
+
 impl Connection {
-    fn open(arguments: &Arguments<'_>) -> Outcome<Self> {
+    pub fn open(arguments: &Arguments<'_>, peer: &Peer) -> Outcome<Self> {
         let own = address(arguments, "address", Ipv4Addr::new(10, 9, 0, 2))?;
-        let host = address(arguments, "host", Ipv4Addr::new(10, 9, 0, 1))?;
-        let port = arguments.number("port")?.unwrap_or(8000);
-        let port = u16::try_from(port).map_err(|_| Failure::new(format!("port={port}: give 1 to 65535")))?;
         let mtu = mtu(arguments)?;
         let mut device = Ethernet::new(Card::start(arguments, DEPTH, false)?, mtu);
 
@@ -110,29 +136,32 @@ impl Connection {
         let mut interface = Interface::new(config, &mut device, Instant::ZERO);
         interface.update_ip_addrs(|addresses| {
             addresses
-                .push(IpCidr::new(own.into(), PREFIX))
+                .push(IpCidr::new(own.into(), peer.prefix))
                 .expect("there is room for one address");
         });
-
-        let buffer = || SocketBuffer::new(vec![0; WINDOW]);
-        let mut socket = Socket::new(buffer(), buffer());
-        socket.set_timeout(Some(TIMEOUT));
-        socket
-            .connect(interface.context(), (host, port), LOCAL_PORT)
-            .map_err(|error| Failure::new(format!("{host} port {port}: {error}")))?;
         let mut sockets = SocketSet::new(vec![]);
-        let handle = sockets.add(socket);
+        let handle = sockets.add(connecting(&mut interface, peer, LOCAL_PORT)?);
         Ok(Self {
             device,
             interface,
             sockets,
             handle,
             mhz,
+            number: 0,
         })
     }
 
+    /// Gives this one up for another, from another port.
+    pub fn open_next(&mut self, peer: &Peer) -> Outcome {
+        self.number += 1;
+        let socket = connecting(&mut self.interface, peer, LOCAL_PORT + self.number)?;
+        self.sockets.remove(self.handle);
+        self.handle = self.sockets.add(socket);
+        Ok(())
+    }
+
     /// Takes what has come, and sends what there is to send.
-    fn poll(&mut self) -> &mut Socket<'static> {
+    pub fn poll(&mut self) -> &mut Socket<'static> {
         let now = Instant::from_micros((clock::now() / self.mhz) as i64);
         self.interface.poll(now, &mut self.device, &mut self.sockets);
         self.sockets.get_mut(self.handle)

@@ -11,7 +11,8 @@ use super::devices::{self, Balloon, Drive, Entropy, NetworkInterface, Serial, Vs
 use super::logger::Logger;
 use super::machine::{BootSource, MachineConfig};
 use super::metrics::Metrics;
-use crate::config::{ByteSize, CpuTemplate, VmConfig};
+use super::mmds::Mmds;
+use crate::config::{ByteSize, CpuTemplate, NetConfig, VmConfig};
 
 /// A guest to be, or that is. In JSON it is what `/vm/config` tells, and what `--config-file` has.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -32,7 +33,8 @@ pub struct Composition {
     #[serde(skip_serializing)]
     metrics: Option<Metrics>,
     memory_hotplug: Option<Value>,
-    mmds_config: Option<Value>,
+    /// The metadata service.
+    pub mmds_config: Option<Mmds>,
     /// Networks.
     pub network_interfaces: Vec<NetworkInterface>,
     pmem: Vec<Value>,
@@ -62,6 +64,7 @@ impl Composition {
                 ..Default::default()
             },
             network_interfaces: devices::interfaces_of(config),
+            mmds_config: config.mmds.as_ref().map(Mmds::of),
             vsock: Vsock::of(config),
             entropy: config.rng.then(Entropy::default),
             ..Default::default()
@@ -99,7 +102,6 @@ impl Composition {
         let read: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         for (what, is_there) in [
             ("memory-hotplug", read.memory_hotplug.is_some()),
-            ("mmds-config", read.mmds_config.is_some()),
             ("pmem", !read.pmem.is_empty()),
         ] {
             if is_there {
@@ -119,6 +121,8 @@ impl Composition {
             .try_for_each(|drive| composition.put_drive(drive))?;
         let mut interfaces = read.network_interfaces.into_iter();
         interfaces.try_for_each(|interface| composition.put_interface(interface))?;
+        read.mmds_config
+            .map_or(Ok(()), |mmds| composition.set_mmds(mmds))?;
         read.entropy
             .map_or(Ok(()), |entropy| composition.set_entropy(entropy))?;
         read.serial
@@ -158,11 +162,8 @@ impl Composition {
             disks: self.drives.iter().map(Drive::disk).collect::<Result<_, _>>()?,
             vsock: self.vsock.as_ref().map(Vsock::vsock),
             balloon: self.balloon.as_ref().map(Balloon::balloon).transpose()?,
-            nets: self
-                .network_interfaces
-                .iter()
-                .map(NetworkInterface::net)
-                .collect::<Result<_, _>>()?,
+            nets: self.nets()?,
+            mmds: self.mmds_config.as_ref().map(Mmds::mmds),
             ..base.clone()
         };
         config.check().map_err(|error| error.to_string())?;
@@ -245,6 +246,20 @@ impl Composition {
         };
         check(&parts)?;
         self.network_interfaces = interfaces;
+        Ok(())
+    }
+
+    fn nets(&self) -> Result<Vec<NetConfig>, String> {
+        self.network_interfaces
+            .iter()
+            .map(NetworkInterface::net)
+            .collect()
+    }
+
+    /// There is to be this metadata service, on networks that there are.
+    pub fn set_mmds(&mut self, mmds: Mmds) -> Result<(), String> {
+        mmds.check(&self.nets()?)?;
+        self.mmds_config = Some(mmds);
         Ok(())
     }
 

@@ -188,7 +188,7 @@ fn add(counts: &mut Counts, group: &Group) {
 pub struct Requests(Mutex<Counts>);
 
 /// What Firecracker calls requests for a path that begins so: how often there was one, and how often it failed.
-const PATHS: [(&str, &str, &str); 12] = [
+const PATHS: [(&str, &str, &str); 13] = [
     ("", "instance_info_count", "instance_info_fails"),
     ("actions", "actions_count", "actions_fails"),
     ("boot-source", "boot_source_count", "boot_source_fails"),
@@ -197,6 +197,7 @@ const PATHS: [(&str, &str, &str); 12] = [
     ("logger", "logger_count", "logger_fails"),
     ("machine-config", "machine_cfg_count", "machine_cfg_fails"),
     ("metrics", "metrics_count", "metrics_fails"),
+    ("mmds", "mmds_count", "mmds_fails"),
     ("network-interfaces", "network_count", "network_fails"),
     ("serial", "serial_count", "serial_fails"),
     ("version", "vmm_version_count", "vmm_version_fails"),

@@ -8,6 +8,7 @@ mod devices;
 mod logger;
 mod machine;
 mod metrics;
+mod mmds;
 mod object;
 mod rate;
 mod snapshot;
@@ -108,7 +109,7 @@ fn get(instance: &Instance, path: &[&str], call: &Call) -> Outcome {
         }
         ["balloon", "hinting", "status"] => Err(when_running(instance, "has no free page hinting")),
         ["hotplug", "memory"] => Err(when_running(instance, "does not plug in memory")),
-        ["mmds"] => Err(not_here("has no metadata service")),
+        ["mmds"] => Ok(instance.with_metadata(mmds::get)),
         _ => Err(unknown(call)),
     }
 }
@@ -160,7 +161,16 @@ fn put(instance: &Instance, path: &[&str], call: &Call) -> Outcome {
             set.map_err(|why| Reply::fault(format!("Metrics error: {why}")))?;
             Ok(Reply::done())
         }
-        ["mmds"] | ["mmds", "config"] => Err(not_here("has no metadata service")),
+        ["mmds"] => {
+            let document = parse(call)?;
+            mmds::set(instance.with_metadata(|metadata| metadata.put(document)))
+        }
+        ["mmds", "config"] => {
+            let mmds: mmds::Mmds = parse(call)?;
+            let deprecated = mmds.is_deprecated();
+            instance.compose("MMDS config", |composition| composition.set_mmds(mmds))?;
+            Ok(Reply::done().deprecated_if(deprecated))
+        }
         ["pmem", _] => Err(not_here("has no persistent memory")),
         ["hotplug", "memory"] => Err(not_here("does not plug in memory")),
         ["drives" | "network-interfaces" | "pmem"] => Err(Reply::fault("The ID cannot be empty.")),
@@ -208,7 +218,10 @@ fn patch(instance: &Instance, path: &[&str], call: &Call) -> Outcome {
         ["balloon", "hinting", "start" | "stop"] => Err(when_running(instance, "has no free page hinting")),
         ["pmem", _] => Err(when_running(instance, "has no persistent memory")),
         ["hotplug", "memory"] => Err(when_running(instance, "does not plug in memory")),
-        ["mmds"] => Err(not_here("has no metadata service")),
+        ["mmds"] => {
+            let patch = parse(call)?;
+            mmds::set(instance.with_metadata(|metadata| metadata.patch(patch)))
+        }
         _ => Err(unknown(call)),
     }
 }
@@ -264,6 +277,7 @@ fn load_snapshot(instance: &Instance, load: &snapshot::Load) -> Outcome {
     }
     instance.begin(|base, console| {
         let vm = load.execute(base, console).map_err(failed)?;
+        instance.hand_metadata_to(vm.metadata());
         if load.resume_vm {
             vm.resume();
         } else {

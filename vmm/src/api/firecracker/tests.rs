@@ -99,6 +99,10 @@ fn what_is_built_is_described_so_that_the_same_is_built() {
         mac = '02:00:00:00:00:01'
         pps = 1000
         pps-burst = 100
+        [mmds]
+        net = ['eth0']
+        version = 'V2'
+        address = '169.254.170.2'
     ";
     let config: VmConfig = toml::from_str(text).unwrap();
     let described = serde_json::to_vec(&Composition::of(&config)).unwrap();
