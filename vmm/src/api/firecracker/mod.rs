@@ -20,7 +20,7 @@ use std::sync::Arc;
 use hyper::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 pub use composition::Composition;
 pub use logger::{Logger, SetLog, level_of};
@@ -162,8 +162,8 @@ fn put(instance: &Instance, path: &[&str], call: &Call) -> Outcome {
             Ok(Reply::done())
         }
         ["mmds"] => {
-            let document = parse(call)?;
-            mmds::set(instance.with_metadata(|metadata| metadata.put(document)))
+            let document: Map<String, Value> = parse(call)?;
+            mmds::set(instance.with_metadata(|metadata| metadata.put(document.into())))
         }
         ["mmds", "config"] => {
             let mmds: mmds::Mmds = parse(call)?;
@@ -219,8 +219,8 @@ fn patch(instance: &Instance, path: &[&str], call: &Call) -> Outcome {
         ["pmem", _] => Err(when_running(instance, "has no persistent memory")),
         ["hotplug", "memory"] => Err(when_running(instance, "does not plug in memory")),
         ["mmds"] => {
-            let patch = parse(call)?;
-            mmds::set(instance.with_metadata(|metadata| metadata.patch(patch)))
+            let patch: Map<String, Value> = parse(call)?;
+            mmds::set(instance.with_metadata(|metadata| metadata.patch(patch.into())))
         }
         _ => Err(unknown(call)),
     }
