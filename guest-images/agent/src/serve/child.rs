@@ -10,7 +10,7 @@ use std::process::{self, ExitStatus, Stdio};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{SigHandler, Signal, killpg, signal};
 use nix::unistd::{Pid, setsid};
 
 use crate::request::{Command, Failed, Size};
@@ -45,6 +45,15 @@ pub struct Child {
     pub error: Option<File>,
     /// Whether it runs on a terminal.
     pub has_terminal: bool,
+}
+
+/// Has every signal do what it does by default: what the agent ignores, because who started it did, its commands would ignore, too.
+fn heed_signals() -> io::Result<()> {
+    for heeded in Signal::iterator() {
+        // SAFETY: no handler is installed. What the kernel keeps for itself, SIGKILL and SIGSTOP, it refuses.
+        let _ = unsafe { signal(heeded, SigHandler::SigDfl) };
+    }
+    Ok(())
 }
 
 impl Child {
@@ -92,6 +101,8 @@ impl Child {
         if let Some(cwd) = &command.cwd {
             process.current_dir(cwd);
         }
+        // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
+        unsafe { process.pre_exec(heed_signals) };
         match command.tty {
             Some(size) => Self::on_terminal(process, size),
             None => Self::on_pipes(process),

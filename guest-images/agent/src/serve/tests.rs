@@ -3,6 +3,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 
+use nix::sys::signal::{SigHandler, Signal, signal};
+
 use super::*;
 use crate::archive::{self, ROOT};
 use crate::data::{self, Meaning, Reader};
@@ -138,7 +140,10 @@ fn input_comes_out_again_and_ends_when_it_is_told() {
 }
 
 #[test]
-fn a_signal_passes_input_that_nobody_reads() {
+fn a_signal_passes_input_that_nobody_reads_and_is_heeded_though_the_agent_ignores_it() {
+    // As one does that a shell has started in the background.
+    // SAFETY: no handler is installed, and no other test is ended by this signal.
+    unsafe { signal(Signal::SIGINT, SigHandler::SigIgn) }.unwrap();
     let mut caller = Caller::shell("trap 'exit 3' INT; echo ready; while :; do sleep 0.01; done");
     caller.expect("ready\n");
     let window = vec![b'x'; WINDOW / 2];
