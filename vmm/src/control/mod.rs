@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 pub use client::{ControlError, EventStream, ask, attach};
 pub use info::GuestInfo;
 
-use crate::error::Doing;
+use crate::error::{Doing, Error as VmError};
 use crate::lifecycle::Stop;
-use crate::metrics::{self, Stats};
+use crate::metrics::{self, Group, Stats};
 use crate::snapshot::{self, Rewound, SnapshotError, SnapshotOptions, Taken};
 use crate::vm::RunningVm;
 
@@ -95,13 +95,10 @@ pub(crate) fn perform(vm: &RunningVm, request: Request) -> Result<Answer, Snapsh
         Request::Rewind { directory, disks } => snapshot::rewind(vm, &directory, disks).map(Answer::Rewound),
         Request::Inspect => Ok(Answer::Guest(Box::new(GuestInfo::of(vm)?))),
         Request::Stats => {
-            let groups = metrics::gather(vm).doing("tell what the guest has done")?;
-            Ok(Answer::Stats(groups.into_iter().map(Stats::from).collect()))
+            let stats = measured(vm)?.into_iter().map(Stats::from);
+            Ok(Answer::Stats(stats.collect()))
         }
-        Request::Metrics => {
-            let groups = metrics::gather(vm).doing("tell what the guest has done")?;
-            Ok(Answer::Text(metrics::text(vm.config().name(), &groups)))
-        }
+        Request::Metrics => Ok(Answer::Text(metrics::text(vm.config().name(), &measured(vm)?))),
         Request::Pause => Ok(vm.hold().map(|()| Answer::Done)?),
         Request::Resume => {
             vm.release();
@@ -113,4 +110,9 @@ pub(crate) fn perform(vm: &RunningVm, request: Request) -> Result<Answer, Snapsh
             Ok(Answer::Done)
         }
     }
+}
+
+/// What the guest has used and done.
+fn measured(vm: &RunningVm) -> Result<Vec<Group>, VmError> {
+    metrics::gather(vm).doing("tell what the guest has done")
 }

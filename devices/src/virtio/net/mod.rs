@@ -27,14 +27,14 @@ mod tx;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use libc::iovec;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::*;
 
-use super::{Activation, DeviceState, Difference, Queue, VirtioDevice, Worker, read_config_bytes};
+use super::{Activation, DeviceState, Difference, Queue, VirtioDevice, Worker, lock, read_config_bytes};
 use crate::counters::{Counters, Sample};
 use crate::rate_limit::RateLimit;
 use control::Control;
@@ -169,7 +169,7 @@ impl Net {
     }
 
     fn limits(&self) -> MutexGuard<'_, [Arc<RateLimit>; 2]> {
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.limits)
     }
 
     fn has_several_pairs(&self) -> bool {

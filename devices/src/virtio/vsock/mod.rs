@@ -20,12 +20,12 @@ mod worker;
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
-use super::{Activation, DeviceState, Difference, VirtioDevice, Worker, read_config_bytes};
+use super::{Activation, DeviceState, Difference, VirtioDevice, Worker, lock, read_config_bytes};
 use crate::counters::{Counters, Sample};
 use counts::Counts;
 use notice::Notice;
@@ -86,7 +86,7 @@ impl Vsock {
     }
 
     fn former_cid(&self) -> MutexGuard<'_, Option<u64>> {
-        self.former_cid.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.former_cid)
     }
 }
 
