@@ -283,7 +283,7 @@ fn a_command_that_does_not_listen_does_not_hold_posada() {
 fn a_command_whose_posada_is_killed_is_hung_up() {
     let (guest, place) = (Played::by_an_agent(), Place::new());
     let script = format!(
-        "trap 'echo > {}; exit' HUP; echo ready; while :; do sleep 0.02; done",
+        "trap 'echo bye; echo bye >&2; echo > {}; exit' HUP; echo ready; while :; do sleep 0.02; done",
         place.text("told")
     );
     let mut lost = Running::of(guest.command(&["sh", "-c", &script]));

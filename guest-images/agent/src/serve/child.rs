@@ -1,14 +1,16 @@
 //! A command of a guest's: its process, and the streams or the terminal that it runs on.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{self, ExitStatus, Stdio};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{SigHandler, Signal, killpg, signal};
 use nix::unistd::{Pid, setsid};
@@ -199,13 +201,39 @@ impl Child {
         Ok(status.map(|status| shell_status(status).try_into().unwrap_or(u8::MAX)))
     }
 
-    /// Nobody is there for it any more: takes its streams away, tells it, and waits for its end.
+    /// Nobody is there for it any more: takes its input away, tells it, and waits for its end. What it still prints is read and dropped,
+    /// because a write to a closed pipe would end it before it has put things in order.
     pub fn hang_up(mut self) -> io::Result<()> {
-        (self.input, self.output, self.error) = (None, None, None);
+        self.input = None;
         self.signal(Signal::SIGHUP);
         // One that is stopped would not hear it.
         self.signal(Signal::SIGCONT);
+        // A terminal is hung up by closing it: who writes to one is told, and not ended.
+        if self.has_terminal {
+            self.output = None;
+        }
+        let mut buffer = [0; 4096];
+        while self.waits_for_end()? {
+            for stream in [&mut self.output, &mut self.error] {
+                if let Some(file) = stream
+                    && matches!(file.read(&mut buffer), Ok(0))
+                {
+                    *stream = None;
+                }
+            }
+        }
         self.process.wait().map(drop)
+    }
+
+    /// Waits until it has ended, which is then false, or there is something to be read.
+    fn waits_for_end(&self) -> io::Result<bool> {
+        let streams = [&self.output, &self.error].into_iter().flatten();
+        let mut files = vec![PollFd::new(self.ended.as_fd(), PollFlags::POLLIN)];
+        files.extend(streams.map(|file| PollFd::new(file.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut files, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => Ok(files[0].any() != Some(true)),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
