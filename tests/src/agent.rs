@@ -26,10 +26,7 @@ pub struct Played {
 impl Played {
     /// With the agent itself, which runs its commands on this host.
     pub fn by_an_agent() -> Self {
-        Self::by(|stream| {
-            // Its caller is told what there is to be told.
-            let _ = serve(&File::from(OwnedFd::from(stream)));
-        })
+        Self::by(answer)
     }
 
     /// With an agent that says these bytes to each caller, and then ends the stream.
@@ -100,6 +97,12 @@ impl Played {
             &to.replace("{}", &self.name),
         ])
     }
+}
+
+/// Answers a call as the agent, which runs its commands on this host.
+pub fn answer(stream: UnixStream) {
+    // Its caller is told what there is to be told.
+    let _ = serve(&File::from(OwnedFd::from(stream)));
 }
 
 /// Takes a call as the device does (docs/vsock.md).

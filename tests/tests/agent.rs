@@ -5,9 +5,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::signal::Signal;
-use posada_tests::agent::Played;
+use posada_tests::agent::{Played, answer};
 use posada_tests::guest::{self, command};
 use posada_tests::running::until;
 use posada_tests::{Ended, Guest, Running, posada};
@@ -190,6 +191,25 @@ fn streaming(arguments: &[&str]) -> process::Command {
     let mut command = command(arguments);
     command.stdin(process::Stdio::piped());
     command
+}
+
+#[test]
+fn an_agent_that_is_still_starting_is_waited_for_if_one_is_told_to() {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let guest = Played::by(|stream| {
+        if CALLS.fetch_add(1, Ordering::Relaxed) > 3 {
+            answer(stream);
+        }
+    });
+    guest
+        .exec(&["true"])
+        .expect_refusal(1, &["no agent listens", "--wait"]);
+    expect(
+        posada(&["exec", "--wait", "3600", guest.name(), "echo", "up"]),
+        0,
+        "up\n",
+        "",
+    );
 }
 
 #[test]

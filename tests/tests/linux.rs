@@ -107,7 +107,8 @@ fn boots_from_elf_by_the_64_bit_protocol_with_two_cpus_and_a_gibibyte_passes_the
     assert!(ended.console().contains("reboot: Restarting system"));
 }
 
-/// It finds its virtio device all the same. There is no pvpanic that tells; what comes after the boot goes both ways, by a snapshot.
+/// It finds its virtio devices all the same, and its agent is waited for. There is no pvpanic that tells; what comes after the boot goes
+/// both ways, by a snapshot.
 #[test]
 fn boots_from_a_bzimage_without_acpi_and_an_orderly_reboot_is_no_crash_but_a_panic_is() {
     const FIND: &str = "echo random=$(dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c)\n";
@@ -120,6 +121,8 @@ fn boots_from_a_bzimage_without_acpi_and_an_orderly_reboot_is_no_crash_but_a_pan
         .arg("--rng")
         .named(&name)
         .start();
+    let up = posada(&["exec", "--wait", "3600", &name, "--", "echo", "up"]).expect_status(0);
+    assert_eq!(up.console(), "up\n");
     guest.send(format!("{DESCRIBE}{FIND}"));
     guest.wait_for("random=16");
     posada(&["snapshot", &name, snapshot.to_str().expect("a plain name")]).expect_status(0);

@@ -1,17 +1,19 @@
 //! The way to the agent of a running guest, through its socket device. What comes from there is a guest's word: it is bounded, and what
 //! is shown of it has no power over a terminal.
 
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use clap::Args;
 use guest_agent::frame::{Frame, Incoming, send_json};
 use guest_agent::request::{Failed, PORT, Request, VERSION, read_greeting};
 use vmm::lifecycle::Phase;
 
 use super::guests::inspect;
-use super::{FAILURE, Failure};
+use super::{FAILURE, Failure, say};
 
 /// Seconds until an agent must have greeted: several times what a slow and busy guest needs.
 const PATIENCE: u64 = 30;
@@ -19,6 +21,19 @@ const PATIENCE: u64 = 30;
 const MAX_ANSWER: u64 = 14;
 /// More of a guest's sentence is not shown.
 const MAX_SENTENCE: usize = 2000;
+
+/// How often it is tried whether an agent listens by now.
+const INTERVAL: Duration = Duration::from_millis(50);
+/// What is waited for no longer than this is not talked of.
+const QUIETLY: Duration = Duration::from_secs(1);
+
+/// What a command has to say about an agent that is not there yet.
+#[derive(Args, Clone, Copy)]
+pub struct Waiting {
+    /// Wait so long for the agent of a guest that is still starting
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 0)]
+    wait: u32,
+}
 
 /// An agent that has been asked for something.
 pub struct Agent {
@@ -35,7 +50,7 @@ impl Agent {
     ///
     /// # Errors
     /// There is no such guest, or no agent in it that understands.
-    pub fn ask(name: &str, request: &Request) -> Result<Self, Failure> {
+    pub fn ask(name: &str, request: &Request, waiting: Waiting) -> Result<Self, Failure> {
         let guest = inspect(name)?;
         if guest.state == Phase::Paused {
             return Err(Failure::Other(format!(
@@ -47,7 +62,7 @@ impl Agent {
                 "the guest '{name}' has no socket device, by which its agent is reached: start it with --vsock"
             ))
         })?;
-        let mut stream = call(name, &path)?;
+        let mut stream = call(name, &path, waiting)?;
         send_json(&mut stream, request, |json| Frame::Request(json)).map_err(|error| match error.kind() {
             ErrorKind::InvalidInput => Failure::Other(format!("the command is too long: {error}")),
             _ => lost(name, &error),
@@ -66,14 +81,15 @@ impl Agent {
 }
 
 /// Connects to the agent, and hears that it is one.
-fn call(name: &str, path: &Path) -> Result<UnixStream, Failure> {
+fn call(name: &str, path: &Path, waiting: Waiting) -> Result<UnixStream, Failure> {
     let unreachable = |error: io::Error| {
         Failure::Other(match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
                 "the agent of '{name}' has said nothing in {PATIENCE} s: the guest may be starting, or stuck"
             ),
-            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => format!(
-                "no agent listens in the guest '{name}': it may still be starting, or its image may have none (docs/agent.md)"
+            _ if nobody_listens(&error) => format!(
+                "no agent listens in the guest '{name}': if it is still starting, wait for it with --wait SECONDS; \
+                 its image may also have none (docs/agent.md)"
             ),
             _ => format!(
                 "cannot reach the agent of '{name}' through '{}': {error}",
@@ -81,18 +97,7 @@ fn call(name: &str, path: &Path) -> Result<UnixStream, Failure> {
             ),
         })
     };
-    let greet = || {
-        let mut stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(Duration::from_secs(PATIENCE)))?;
-        writeln!(stream, "CONNECT {PORT}")?;
-        if !is_connected(&stream)? {
-            return Ok((stream, None));
-        }
-        let version = read_greeting(&mut stream)?;
-        stream.set_read_timeout(None)?;
-        Ok((stream, version))
-    };
-    match greet().map_err(unreachable)? {
+    match greet_in_time(name, path, waiting).map_err(unreachable)? {
         (stream, Some(VERSION)) => Ok(stream),
         (_, Some(other)) => Err(Failure::Other(format!(
             "the agent in the guest '{name}' speaks version {other} and this posada version {VERSION}: \
@@ -103,6 +108,47 @@ fn call(name: &str, path: &Path) -> Result<UnixStream, Failure> {
              end it there, and start the agent (docs/agent.md)"
         ))),
     }
+}
+
+/// A stream to what listens at the agent's port, and the version that it speaks if it is an agent.
+type Greeted = (UnixStream, Option<u16>);
+
+/// Tries until somebody listens, or the time is over.
+fn greet_in_time(name: &str, path: &Path, waiting: Waiting) -> io::Result<Greeted> {
+    let start = Instant::now();
+    let mut told = !io::stderr().is_terminal();
+    loop {
+        match greet(path) {
+            Err(error) if nobody_listens(&error) && start.elapsed().as_secs() < waiting.wait.into() => {
+                if !told && start.elapsed() > QUIETLY {
+                    told = true;
+                    say(format_args!("posada: waiting for the agent of {name}"));
+                }
+                thread::sleep(INTERVAL);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn greet(path: &Path) -> io::Result<Greeted> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(Duration::from_secs(PATIENCE)))?;
+    writeln!(stream, "CONNECT {PORT}")?;
+    if !is_connected(&stream)? {
+        return Ok((stream, None));
+    }
+    let version = read_greeting(&mut stream)?;
+    stream.set_read_timeout(None)?;
+    Ok((stream, version))
+}
+
+/// Whether the guest has refused the stream, or has ended it without a word.
+fn nobody_listens(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+    )
 }
 
 /// Reads the line that says that the guest has taken the stream, and nothing behind it.

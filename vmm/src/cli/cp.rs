@@ -18,7 +18,7 @@ use guest_agent::landing::Landing;
 use guest_agent::request::Request;
 use nix::sys::signal::{SigSet, Signal};
 
-use super::agent::{Agent, failure, lost, sentence};
+use super::agent::{Agent, Waiting, failure, lost, sentence};
 use super::progress::Counted;
 use super::{Failure, SIGNALLED, say};
 
@@ -39,6 +39,8 @@ const STANDARD: &str = "-";
 /// Copies between this machine and a guest.
 #[derive(Args)]
 pub struct Copy {
+    #[command(flatten)]
+    waiting: Waiting,
     /// What to copy: a path here, a guest's name and a path there, or - for standard input
     #[arg(value_name = "SRC|NAME:SRC", value_parser = place)]
     from: Place,
@@ -79,11 +81,13 @@ impl Copy {
     /// Copies, and says nothing of it.
     pub fn execute(self) -> Result<(), Failure> {
         use Place::{Here, Standard, There};
+        let waiting = self.waiting;
+        let ask = |guest: String| move |request: &Request| Agent::ask(&guest, request, waiting);
         match (self.from, self.to) {
-            (Here(from), There { guest, path }) => put(&from, &guest, path),
-            (Standard, There { guest, path }) => put_input(&guest, path),
-            (There { guest, path }, Here(to)) => get(&guest, path, &to),
-            (There { guest, path }, Standard) => get_output(&guest, path),
+            (Here(from), There { guest, path }) => put(&from, path, ask(guest)),
+            (Standard, There { guest, path }) => put_input(path, ask(guest)),
+            (There { guest, path }, Here(to)) => get(path, &to, ask(guest)),
+            (There { guest, path }, Standard) => get_output(path, ask(guest)),
             (There { .. }, There { .. }) => {
                 Err(wrong("both ends are in guests: copy by way of this machine"))
             }
@@ -105,14 +109,19 @@ fn name_of(path: &Path) -> Option<&OsStr> {
     }
 }
 
+/// Asks the agent of the guest that is one of the ends.
+trait Ask: FnOnce(&Request) -> Result<Agent, Failure> {}
+
+impl<T: FnOnce(&Request) -> Result<Agent, Failure>> Ask for T {}
+
 /// Sends what is at `from`.
-fn put(from: &Path, guest: &str, path: String) -> Result<(), Failure> {
+fn put(from: &Path, path: String, ask: impl Ask) -> Result<(), Failure> {
     // Before the guest is told of it.
     fs::metadata(from)
         .map_err(|error| Failure::Other(format!("cannot read '{}': {error}", from.display())))?;
     let name = name_of(from).map(|name| name.to_string_lossy().into_owned());
     let plain = false;
-    let agent = Agent::ask(guest, &Request::Put { path, name, plain })?;
+    let agent = ask(&Request::Put { path, name, plain })?;
     let to = Counted::new(data::writer(&agent.stream, |bytes| Frame::Input(bytes)));
     let packed = pack(from, to);
     let left_out = ended(agent, packed)?;
@@ -122,9 +131,9 @@ fn put(from: &Path, guest: &str, path: String) -> Result<(), Failure> {
     Ok(())
 }
 
-fn put_input(guest: &str, path: String) -> Result<(), Failure> {
+fn put_input(path: String, ask: impl Ask) -> Result<(), Failure> {
     let (name, plain) = (None, true);
-    let agent = Agent::ask(guest, &Request::Put { path, name, plain })?;
+    let agent = ask(&Request::Put { path, name, plain })?;
     let mut to = Counted::new(data::writer(&agent.stream, |bytes| Frame::Input(bytes)));
     let sent = send_input(&mut to);
     drop(to);
@@ -176,10 +185,10 @@ fn from_agent(frame: Frame<'_>) -> io::Result<Meaning<'_>> {
 }
 
 /// Takes what is in the guest, and puts it at `to`.
-fn get(guest: &str, path: String, to: &Path) -> Result<(), Failure> {
+fn get(path: String, to: &Path, ask: impl Ask) -> Result<(), Failure> {
     let name = name_of(Path::new(&path)).map(OsStr::to_owned);
     let plain = false;
-    let mut agent = Agent::ask(guest, &Request::Get { path, plain })?;
+    let mut agent = ask(&Request::Get { path, plain })?;
     let interrupted = hang_up_on_signals(&agent)?;
     let landed = land(&mut agent, to, name.as_deref());
     match interrupted.load(Ordering::Relaxed) {
@@ -231,16 +240,16 @@ fn hang_up_on_signals(agent: &Agent) -> Result<&'static AtomicU8, Failure> {
     Ok(&CAME)
 }
 
-fn get_output(guest: &str, path: String) -> Result<(), Failure> {
+fn get_output(path: String, ask: impl Ask) -> Result<(), Failure> {
     let plain = true;
-    let mut agent = Agent::ask(guest, &Request::Get { path, plain })?;
+    let mut agent = ask(&Request::Get { path, plain })?;
     let mut from = Reader::new(&agent.stream, &mut agent.incoming, from_agent);
     let mut counted = Counted::new(&mut from);
     let mut buffer = vec![0; PIECE];
     let mut stdout = io::stdout();
     loop {
         let count = counted.read(&mut buffer);
-        let count = count.map_err(|error| not_taken(guest, error))?;
+        let count = count.map_err(|error| not_taken(&agent.guest, error))?;
         match stdout.write_all(&buffer[..count]).and_then(|()| stdout.flush()) {
             Ok(()) if count > 0 => {}
             Ok(()) => return Ok(()),

@@ -13,7 +13,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm::console::{self, Printed, RawTerminal};
 
-use super::agent::Agent;
+use super::agent::{Agent, Waiting};
 use super::{Failure, completions};
 use session::Session;
 
@@ -23,6 +23,7 @@ Examples:
   posada exec -t web -- sh                                a shell on this terminal
   posada exec web -- tar c /etc | tar t                   output and input are bytes
   posada exec -e LANG=C --cwd /srv web -- make < input
+  posada exec --wait 60 web -- uptime                     as soon as the guest has started
 
 Exit status: that of the command; 128 + n if signal n has ended it, 127 if there is no such command, 126 if it cannot be run. \
 1 if posada cannot reach the guest's agent, 2 for wrong usage.
@@ -48,6 +49,8 @@ pub struct Exec {
     /// Directory in the guest that the command runs in
     #[arg(long, value_name = "DIR")]
     cwd: Option<String>,
+    #[command(flatten)]
+    waiting: Waiting,
     /// The running guest
     #[arg(add = completions::guests())]
     name: String,
@@ -66,9 +69,9 @@ fn variable(text: &str) -> Result<(String, String), String> {
 impl Exec {
     /// Runs the command, and ends this process with its exit status.
     pub fn execute(self) -> Result<(), Failure> {
-        let tty = self.tty;
+        let (tty, waiting) = (self.tty, self.waiting);
         let name = self.name.clone();
-        let agent = Agent::ask(&name, &Request::Exec(self.request()))?;
+        let agent = Agent::ask(&name, &Request::Exec(self.request()), waiting)?;
         let here =
             |error: io::Error| Failure::Other(format!("cannot use this terminal or its signals: {error}"));
         let signals = watch_signals(tty).map_err(here)?;
