@@ -50,7 +50,6 @@ enum Template {
     Taken(PathBuf),
 }
 
-/// What the user is told of a clone.
 impl Clones {
     /// Starts them all beside each other, and waits until they run.
     pub fn execute(self) -> Result<(), Failure> {

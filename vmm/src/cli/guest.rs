@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use arch_x86_64::layout::VIRTIO_IRQS;
 use devices::virtio::vsock::MAX_PATH;
-use nix::unistd::{dup2_stderr, dup2_stdout};
 use tracing::{info, warn};
 use vmm::api::{Api, Instance, MAX_BODY};
 use vmm::config::{Overrides, VmConfig};
@@ -22,7 +21,7 @@ use vmm::snapshot::Snapshot;
 use vmm::vm::RunningVm;
 
 use super::background::RUNS;
-use super::{Failure, finish, report};
+use super::{Failure, finish, messages, report};
 
 /// Where a guest runs, and what it leaves in its directory when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,11 +199,9 @@ impl Hosted {
                     .iter()
                     .try_for_each(|directory| directory.will_stay(&guest))?;
             }
-            let messages = File::create(&path)?;
+            let file = File::create(&path)?;
             println!("{RUNS} {name}");
-            dup2_stdout(&messages)?;
-            dup2_stderr(&messages)?;
-            Ok(())
+            messages::keep_in(file)
         };
         leave()
             .map_err(|error: io::Error| Failure::Other(format!("cannot make '{}': {error}", path.display())))

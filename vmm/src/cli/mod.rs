@@ -12,6 +12,7 @@ mod guest;
 mod guests;
 mod log;
 mod manual;
+mod messages;
 mod progress;
 mod run;
 mod serve;
@@ -22,16 +23,11 @@ mod systemd;
 mod table;
 mod top;
 
-use std::fmt;
-use std::io::{self, Write};
 use std::process::{self, ExitCode};
 
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use thiserror::Error;
-use tracing::Level;
-use tracing_subscriber::fmt::format;
-use tracing_subscriber::fmt::format::FmtSpan;
 use vmm::config::ConfigError;
 use vmm::console::{self, End, SIGNALLED};
 use vmm::control::{ControlError, Request};
@@ -45,6 +41,7 @@ use cp::Copy;
 use exec::Exec;
 use guests::{Inspect, List, Logs, Names, Remove};
 use manual::Manual;
+use messages::{say, start_log};
 use run::Run;
 use serve::Serve;
 use snapshot::{Restore, Rewind, Take};
@@ -222,38 +219,11 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Tells the user. Who has closed standard error, or filled its disk, is told by the exit status alone.
-fn say(message: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{message}");
-}
-
 /// For scripts.
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(|error| Failure::Other(error.to_string()))?;
     println!("{text}");
     Ok(())
-}
-
-fn start_log(verbose: u8) {
-    let level = match verbose {
-        0 => Level::WARN,
-        1 => Level::INFO,
-        _ => Level::DEBUG,
-    };
-    // How long each step took.
-    let spans = match level {
-        Level::DEBUG => FmtSpan::CLOSE,
-        _ => FmtSpan::NONE,
-    };
-    tracing_subscriber::fmt()
-        .event_format(format().with_ansi(false).with_target(false).without_time())
-        .with_span_events(spans)
-        .with_max_level(level)
-        // A log that cannot be written is not worth a panic, which is what telling of it would end in.
-        .log_internal_errors(false)
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .init();
 }
 
 /// A crash is always told; how else a guest ended only to a person, who sees no exit status.
