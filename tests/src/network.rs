@@ -63,6 +63,13 @@ pub fn has_interface(name: &str) -> bool {
     interface_index(name) != 0
 }
 
+/// How many interfaces this namespace has.
+pub fn interfaces() -> usize {
+    const HEADINGS: usize = 2;
+    let list = fs::read_to_string("/proc/thread-self/net/dev").expect("the kernel tells of interfaces");
+    list.lines().skip(HEADINGS).count()
+}
+
 fn interface_index(name: &str) -> u32 {
     let name = CString::new(name).expect("a name has no NUL");
     // SAFETY: if_nametoindex reads a string that ends in NUL.

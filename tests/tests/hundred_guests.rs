@@ -6,7 +6,7 @@ use std::process;
 
 use posada_tests::guest::runtime_directory;
 use posada_tests::running::until;
-use posada_tests::{Guest, posada};
+use posada_tests::{Guest, network, posada};
 use serde_json::Value;
 use vmm_sys_util::tempdir::TempDir;
 
@@ -25,7 +25,7 @@ struct Remains {
 
 impl Remains {
     fn of(mark: &str) -> Self {
-        let sockets = fs::read_to_string("/proc/net/unix").expect("the kernel tells of sockets");
+        let sockets = fs::read_to_string("/proc/thread-self/net/unix").expect("the kernel tells of sockets");
         let processes = entries(Path::new("/proc"));
         let arguments = processes
             .iter()
@@ -37,7 +37,7 @@ impl Remains {
                 .filter(|arguments| String::from_utf8_lossy(arguments).contains(mark))
                 .count(),
             cgroups: marked(&below(Path::new("/sys/fs/cgroup")), mark),
-            networks: entries(Path::new("/sys/class/net")).len(),
+            networks: network::interfaces(),
             files: entries(Path::new("/proc/self/fd")).len(),
         }
     }
@@ -81,6 +81,7 @@ fn listed(mark: &str) -> Vec<String> {
 
 #[test]
 fn a_hundred_guests_are_started_listed_and_ended_and_leave_nothing() {
+    network::isolate();
     let mark = format!("hundred-{}", process::id());
     let place = TempDir::new().unwrap();
     let snapshot = place.as_path().join("s");
@@ -88,6 +89,7 @@ fn a_hundred_guests_are_started_listed_and_ended_and_leave_nothing() {
     let template = Guest::bare("program=count")
         .named(&mark)
         .memory("16M")
+        .arg("--net=tap=hundred")
         .arg("--vsock");
     let mut template = template.arg(place.as_path().join("v.sock")).start();
     template.wait_for("count 1\n");
@@ -96,7 +98,8 @@ fn a_hundred_guests_are_started_listed_and_ended_and_leave_nothing() {
     let before = Remains::of(&mark);
 
     let count = GUESTS.to_string();
-    let started = posada(&["clone", snapshot, "--count", &count])
+    let taps = "--net=hundred=hundred{}";
+    let started = posada(&["clone", snapshot, "--count", &count, taps])
         .expect_status(0)
         .console();
     let mut names: Vec<_> = started.lines().collect();
@@ -108,6 +111,7 @@ fn a_hundred_guests_are_started_listed_and_ended_and_leave_nothing() {
         during.directories == GUESTS && during.processes == GUESTS,
         "{during:?}"
     );
+    assert_eq!(during.networks, before.networks + GUESTS);
     // One for its name, and one for its streams.
     assert!(during.sockets >= 2 * GUESTS, "{during:?}");
 
