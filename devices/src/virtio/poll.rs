@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 /// Longer than a wake-up takes, it does not pay to look.
 const LONGEST: Duration = Duration::from_micros(50);
 const SHORTEST: Duration = Duration::from_micros(10);
+/// Looks from one look at the clock to the next.
+const LOOKS: u32 = 16;
 
 /// The looking of one worker.
 #[derive(Debug, Default)]
@@ -29,11 +31,12 @@ impl Poll {
         }
         let start = Instant::now();
         while start.elapsed() < self.window {
-            for _ in 0..16 {
+            // To look at memory is cheaper than to look at the clock.
+            for _ in 0..LOOKS {
                 hint::spin_loop();
-            }
-            if ready() {
-                return true;
+                if ready() {
+                    return true;
+                }
             }
         }
         self.idle_since = Some(start);

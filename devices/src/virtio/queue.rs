@@ -86,6 +86,8 @@ counters! {
 pub struct Queue {
     index: u16,
     ring: virtio_queue::Queue,
+    /// The available index as it was read last: what lies before it can be taken without looking at what the driver writes.
+    available: Wrapping<u16>,
     /// The used index up to which the driver has been asked whether it wants an interrupt.
     signalled: Wrapping<u16>,
     indirect: bool,
@@ -126,6 +128,7 @@ impl Queue {
         }
         Ok(Self {
             index: parts.index,
+            available: Wrapping(ring.next_avail()),
             signalled: Wrapping(ring.next_used()),
             ring,
             indirect: parts.indirect,
@@ -181,19 +184,37 @@ impl Queue {
     /// The ring or the chain is malformed. The queue cannot be used any further.
     #[inline]
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
-        let head = {
-            let mut available = self.ring.iter(&self.memory).map_err(|error| match error {
-                virtio_queue::Error::InvalidAvailRingIndex => QueueError::IndexJump,
-                _ => QueueError::NotInMemory,
-            })?;
-            match available.next() {
-                Some(next) => next.head_index(),
-                None => return Ok(false),
-            }
+        let Some(head) = self.next_head()? else {
+            return Ok(false);
         };
         let table = (GuestAddress(self.ring.desc_table()), self.ring.size());
         chain.walk(&self.memory, table, head, self.indirect)?;
         Ok(true)
+    }
+
+    /// Takes the next entry of the available ring.
+    #[inline]
+    fn next_head(&mut self) -> Result<Option<u16>, QueueError> {
+        let (next, size) = (Wrapping(self.ring.next_avail()), self.ring.size());
+        if next == self.available {
+            // What the driver wrote before it moved the index is there once the index is.
+            let index = self.ring.avail_idx(&self.memory, Ordering::Acquire);
+            let index = index.map_err(|_| QueueError::NotInMemory)?;
+            if (index - next).0 > size {
+                return Err(QueueError::IndexJump);
+            }
+            self.available = index;
+        }
+        if next == self.available {
+            return Ok(None);
+        }
+        // §2.7.6: two bytes each of flags and index, then for each entry. The size is a power of two.
+        let entry = self.ring.avail_ring() + 4 + 2 * u64::from(next.0 & (size - 1));
+        let head = self.memory.load(GuestAddress(entry), Ordering::Relaxed);
+        self.ring.set_next_avail((next + Wrapping(1)).0);
+        head.map(u16::from_le)
+            .map(Some)
+            .map_err(|_| QueueError::NotInMemory)
     }
 
     /// Whether the driver has made something available that was not taken yet. For polling: one load from memory.
@@ -258,6 +279,11 @@ impl Queue {
     /// counts only what it completed itself. The loads cannot fail: they lie in the checked ring.
     #[inline]
     fn wants_signal(&mut self) -> bool {
+        let (old, new) = (self.signalled, Wrapping(self.ring.next_used()));
+        if new == old {
+            return false;
+        }
+        self.signalled = new;
         let load = |at: u64| {
             let value: u16 = self.memory.load(GuestAddress(at), Ordering::Relaxed).unwrap_or(0);
             u16::from_le(value)
@@ -269,8 +295,6 @@ impl Queue {
             return load(available) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0;
         }
         let event = Wrapping(load(available + 4 + 2 * u64::from(self.ring.size())));
-        let (old, new) = (self.signalled, Wrapping(self.ring.next_used()));
-        self.signalled = new;
         new - event - Wrapping(1) < new - old
     }
 

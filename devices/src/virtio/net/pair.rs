@@ -30,6 +30,9 @@ const BATCH: usize = 64;
 /// Most batches each way before others on the thread have a turn.
 const TURNS: usize = 4;
 
+/// Of so many looks for more to do, one is at the host's end too: it is a system call, and the end was just seen to have nothing.
+const FRAMES_LOOK: u32 = 16;
+
 /// Serves a pair of queues.
 pub struct Pair<F: Frames> {
     rx: Receiver,
@@ -113,8 +116,12 @@ impl<F: Frames> Pair<F> {
         let can_receive = self.is_live() && !self.starved && !self.rx_meter.holds_back();
         let can_send = !self.full && !self.tx_meter.holds_back();
         let (tx, frames) = (&self.tx.queue, &self.frames);
-        self.poll
-            .wait(|| can_send && tx.has_available() || can_receive && frames.is_readable())
+        let mut looks = 0;
+        self.poll.wait(|| {
+            looks += 1;
+            let at_frames = can_receive && looks % FRAMES_LOOK == 0;
+            can_send && tx.has_available() || at_frames && frames.is_readable()
+        })
     }
 
     /// Has the driver ring for what is of use. What comes in between, for which it may not have rung, is served at once.

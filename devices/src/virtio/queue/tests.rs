@@ -254,6 +254,21 @@ fn interrupts_come_when_the_driver_wants_them() {
 }
 
 #[test]
+fn nothing_new_interrupts_nobody() {
+    for event_idx in [false, true] {
+        let (mut driver, mut queue, recorder) = pair(event_idx);
+        queue.signal();
+        assert_eq!(recorder.queue_interrupts(), 0);
+        let head = driver.add(&[Buffer::Write(DATA, 4)]);
+        queue.pop(&mut Chain::new(SIZE)).unwrap();
+        queue.complete(head, 4).unwrap();
+        queue.signal();
+        queue.signal();
+        assert_eq!(recorder.queue_interrupts(), 1);
+    }
+}
+
+#[test]
 fn with_event_idx_interrupts_and_doorbells_are_asked_for_by_index() {
     let (mut driver, mut queue, recorder) = pair(true);
     let mut chain = Chain::new(SIZE);
