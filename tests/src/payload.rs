@@ -56,6 +56,13 @@ payload! {
 }
 
 payload! {
+    /// Says so, and keeps its CPU busy from then on.
+    spins,
+    "say 's'", "say 10",
+    "2:", "jmp 2b",
+}
+
+payload! {
     /// Prints lines without end.
     chatter,
     "2:", "say 'x'", "say 10",

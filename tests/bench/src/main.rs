@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 if every limit is kept, 1 if one is missed, 2 for a measurement that does not exist.
 
+mod api;
 mod bare;
 mod devices;
 mod disk;
@@ -27,11 +28,12 @@ use table::Table;
 type Measurement = fn(&mut Table);
 
 /// The measurements, each by the name that selects it.
-const MEASUREMENTS: [(&str, Measurement); 15] = [
+const MEASUREMENTS: [(&str, Measurement); 16] = [
     ("start", start::measure),
     ("exits", exits::measure),
     ("touch", touch::measure),
     ("size", size),
+    ("api", api::measure),
     ("devices", devices::measure),
     ("disk", disk::measure),
     ("net", net::measure),
