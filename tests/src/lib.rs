@@ -1,6 +1,7 @@
 //! What integration tests and benchmarks share: guests of a page, and ways to run posada and watch it.
 
 pub mod agent;
+pub mod background;
 pub mod booted;
 pub mod checks;
 mod cores;
@@ -19,12 +20,14 @@ pub mod running;
 pub mod schemathesis;
 pub mod script;
 pub mod served;
+pub mod stand_in;
 pub mod stream;
 pub mod terminal;
 pub mod traveller;
 pub mod usage;
 pub mod vsock;
 
+pub use background::Background;
 pub use ended::Ended;
 pub use guest::{Guest, posada};
 pub use moments::Moments;

@@ -7,7 +7,7 @@ use std::process::{self, Command, Stdio};
 use nix::sys::signal::Signal;
 use posada_tests::guest::{TempFile, command, runtime_directory};
 use posada_tests::running::until;
-use posada_tests::{Ended, Guest, Running, images, posada};
+use posada_tests::{Background, Ended, Guest, Running, images, posada};
 use vmm_sys_util::tempdir::TempDir;
 
 /// Where one test's user has what is configured.
@@ -59,16 +59,31 @@ fn line(unit: &Path, setting: &str) -> Command {
     command
 }
 
-fn expect_verified(unit: &Path) {
+/// What systemd has to say against a unit. Of a key that it does not know, it does so and takes the unit.
+fn complaints(unit: &Path) -> Vec<String> {
     let output = Command::new("systemd-analyze")
         .args(["verify", "--user", "--man=no"])
         .arg(unit)
         .env("XDG_RUNTIME_DIR", runtime_directory())
         .output()
-        .expect("systemd-analyze runs");
+        .expect("systemd-analyze runs: it is one of Debian's package 'systemd'");
     let complaints = String::from_utf8_lossy(&output.stderr);
-    let ours = complaints.lines().filter(|line| line.contains("posada"));
-    assert_eq!(ours.collect::<Vec<_>>(), [""; 0], "{complaints}");
+    assert!(output.status.success(), "{}: {complaints}", output.status);
+    let name = unit.file_name().and_then(|name| name.to_str()).unwrap();
+    let ours = complaints.lines().filter(|line| line.contains(name));
+    ours.map(str::to_owned).collect()
+}
+
+fn expect_verified(unit: &Path) {
+    assert_eq!(complaints(unit), [""; 0]);
+    let text = fs::read_to_string(unit).unwrap();
+    assert!(text.contains("\nRestart="), "{text}");
+    let misspelt = TempFile::new(
+        "posada-misspelt.service",
+        text.replace("\nRestart=", "\nRestrat="),
+    );
+    let found = complaints(misspelt.path());
+    assert!(found.iter().any(|line| line.contains("Restrat")), "{found:?}");
 }
 
 #[test]
@@ -192,8 +207,9 @@ fn a_clone_whose_disk_goes_with_it_is_not_to_be_started_again() {
     guest.wait_for("count 1\n");
     posada(&["snapshot", &name, snapshot.to_str().unwrap(), "--stop"]).expect_status(0);
     guest.wait().expect_status(0);
-    posada(&["clone", snapshot.to_str().unwrap()]).expect_status(0);
     let clone = format!("{name}-1");
+    let _clone = Background::new(&clone);
+    posada(&["clone", snapshot.to_str().unwrap()]).expect_status(0);
     home.systemd(&[&clone])
         .expect_refusal(1, &["disk-0.overlay", "--config"]);
     posada(&["kill", &clone]).expect_status(0);
