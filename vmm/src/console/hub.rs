@@ -2,14 +2,16 @@
 //! types goes to the guest.
 //!
 //! The vCPU that prints waits for no watcher. It leaves what it prints in a ring, from which each watcher reads as fast as he can;
-//! for one that is too slow, the oldest bytes are gone, and he is told how many.
+//! for one that is too slow, the oldest bytes are gone, and he is told how many. Who waits says so, and only then is he told of more:
+//! without watchers, a byte that is printed costs a lock that nobody else wants.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 
 use devices::serial::SerialPort;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::Error;
@@ -29,6 +31,8 @@ struct Scrollback {
     printed: u64,
     /// It will print no more.
     over: bool,
+    /// A watcher waits for more.
+    awaited: bool,
 }
 
 impl Scrollback {
@@ -50,13 +54,23 @@ impl Scrollback {
     /// What follows `position`, as far as it fits into a piece.
     fn from(&self, position: u64) -> Vec<u8> {
         let skipped = (position - self.start()) as usize;
-        self.bytes.iter().skip(skipped).take(PIECE).copied().collect()
+        let (older, newer) = self.bytes.as_slices();
+        let newer = newer
+            .get(skipped.saturating_sub(older.len())..)
+            .unwrap_or_default();
+        let older = older.get(skipped..).unwrap_or_default();
+        let mut piece = Vec::with_capacity(PIECE.min(older.len() + newer.len()));
+        piece.extend_from_slice(&older[..older.len().min(PIECE)]);
+        piece.extend_from_slice(&newer[..newer.len().min(PIECE - piece.len())]);
+        piece
     }
 }
 
 /// The middle between one guest's serial console and those who watch it.
 pub struct Hub {
-    output: watch::Sender<Scrollback>,
+    output: Mutex<Scrollback>,
+    /// Told when the guest has printed something that is awaited, or has ended.
+    printed: Notify,
     typed: Mutex<VecDeque<u8>>,
     /// Readable when there is input that came since it was read.
     arrived: EventFd,
@@ -74,9 +88,11 @@ impl Hub {
             bytes: VecDeque::with_capacity(SCROLLBACK),
             printed: 0,
             over: false,
+            awaited: false,
         };
         Ok(Self {
-            output: watch::Sender::new(nothing),
+            output: Mutex::new(nothing),
+            printed: Notify::new(),
             typed: Mutex::default(),
             arrived: eventfd()?,
             taken: Notify::new(),
@@ -93,18 +109,26 @@ impl Hub {
 
     /// Somebody who watches, from the oldest byte on that is there.
     pub fn watch(self: &Arc<Self>) -> Watcher {
-        let output = self.output.subscribe();
-        let position = output.borrow().start();
         Watcher {
             hub: self.clone(),
-            output,
-            position,
+            position: self.output().start(),
         }
     }
 
     /// The guest has ended: watchers see the rest, and the end.
     pub fn close(&self) {
-        self.output.send_modify(|output| output.over = true);
+        self.change(|output| output.over = true);
+    }
+
+    /// Changes what is to be seen, and tells those who wait for it.
+    fn change(&self, change: impl FnOnce(&mut Scrollback)) {
+        let mut output = self.output();
+        change(&mut output);
+        let awaited = std::mem::take(&mut output.awaited);
+        drop(output);
+        if awaited {
+            self.printed.notify_waiters();
+        }
     }
 
     /// Becomes readable when somebody has typed something.
@@ -132,6 +156,10 @@ impl Hub {
         taken
     }
 
+    fn output(&self) -> MutexGuard<'_, Scrollback> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn typed(&self) -> MutexGuard<'_, VecDeque<u8>> {
         self.typed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -146,7 +174,7 @@ struct Printer {
 impl Write for Printer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // Watchers first: the output may be stuck, and they see why.
-        self.hub.output.send_modify(|output| output.push(bytes));
+        self.hub.change(|output| output.push(bytes));
         self.output.write_all(bytes)?;
         Ok(bytes.len())
     }
@@ -159,7 +187,6 @@ impl Write for Printer {
 /// Somebody who sees what the guest prints, and types.
 pub struct Watcher {
     hub: Arc<Hub>,
-    output: watch::Receiver<Scrollback>,
     position: u64,
 }
 
@@ -175,24 +202,34 @@ pub enum Seen {
 impl Watcher {
     /// Waits for what comes next, or `None` when the guest has ended.
     pub async fn next(&mut self) -> Option<Seen> {
+        let hub = self.hub.clone();
         loop {
-            {
-                let output = self.output.borrow_and_update();
-                let lost = output.start().saturating_sub(self.position);
-                if lost > 0 {
-                    self.position = output.start();
-                    return Some(Seen::Lost(lost));
-                }
-                let bytes = output.from(self.position);
-                if !bytes.is_empty() {
-                    self.position += bytes.len() as u64;
-                    return Some(Seen::Output(bytes));
-                }
-                if output.over {
-                    return None;
-                }
+            // Before it is looked: it hears of what is printed from now on.
+            let printed = hub.printed.notified();
+            if let Poll::Ready(seen) = self.look() {
+                return seen;
             }
-            self.output.changed().await.ok()?;
+            printed.await;
+        }
+    }
+
+    /// What there is to be seen, or `None` when the guest has ended. Of what is not there yet, the watcher is to be told.
+    fn look(&mut self) -> Poll<Option<Seen>> {
+        let mut output = self.hub.output();
+        let lost = output.start().saturating_sub(self.position);
+        if lost > 0 {
+            self.position = output.start();
+            return Poll::Ready(Some(Seen::Lost(lost)));
+        }
+        let bytes = output.from(self.position);
+        if !bytes.is_empty() {
+            self.position += bytes.len() as u64;
+            return Poll::Ready(Some(Seen::Output(bytes)));
+        }
+        output.awaited = !output.over;
+        match output.over {
+            true => Poll::Ready(None),
+            false => Poll::Pending,
         }
     }
 
@@ -277,13 +314,35 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_is_woken_by_what_is_printed_and_by_nothing_else() {
+        let (hub, mut printer) = hub();
+        let [mut waits, mut later] = [hub.watch(), hub.watch()];
+        {
+            let mut waiting = [pin!(waits.next()), pin!(later.next())];
+            let mut poll = || {
+                let mut context = Context::from_waker(Waker::noop());
+                waiting
+                    .each_mut()
+                    .map(|waiting| waiting.as_mut().poll(&mut context))
+            };
+            assert_eq!(poll(), [Poll::Pending, Poll::Pending]);
+            assert!(hub.output().awaited);
+            printer.write_all(b"x").unwrap();
+            assert_eq!(poll(), [output(b"x"), output(b"x")]);
+        }
+        printer.write_all(b"y").unwrap();
+        assert!(!hub.output().awaited, "nobody waits");
+        assert_eq!(now(waits.next()), output(b"y"));
+    }
+
+    #[test]
     fn the_ring_does_not_grow() {
         let (hub, mut printer) = hub();
-        let room = hub.output.borrow().bytes.capacity();
+        let room = hub.output().bytes.capacity();
         for _ in 0..3 {
             printer.write_all(&[b'x'; SCROLLBACK]).unwrap();
         }
-        assert_eq!(hub.output.borrow().bytes.capacity(), room);
+        assert_eq!(hub.output().bytes.capacity(), room);
     }
 
     #[test]
