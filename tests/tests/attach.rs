@@ -1,13 +1,15 @@
 //! People at the console of a guest that another process runs.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{self, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use posada_tests::script::DATA;
-use posada_tests::{Guest, Running, Script, guest, http};
+use posada_tests::{Guest, Running, Script, guest, http, posada};
 
 /// A name that no other test's guest has.
 fn name(test: &str) -> String {
@@ -103,19 +105,22 @@ fn piped_input_arrives_complete_and_the_guest_is_watched_to_its_end() {
     guest.wait().expect_status(0);
 }
 
-/// More than a pipe, a socket and the ring hold.
-const MUCH: usize = 400 << 10;
+/// More bytes than a pipe, a socket and the ring hold, of which the first and the last have 64 KiB: pipe(7), socket(7).
+fn much() -> usize {
+    let socket = fs::read_to_string("/proc/sys/net/core/wmem_default").unwrap();
+    socket.trim().parse::<usize>().unwrap() + (192 << 10)
+}
 
 #[test]
 fn who_is_slow_holds_nobody_up_and_is_told_what_is_left_out() {
-    let name = name("slow");
+    let (name, much) = (name("slow"), much());
     let script = Script::new()
         .say("ready")
         .echo_until(b'g')
-        .print(DATA, MUCH as u64)
+        .print(DATA, much as u64)
         .say("done")
         .echo_until(b'.');
-    let code = script.code_and(&[b'x'; MUCH]);
+    let code = script.code_and(&vec![b'x'; much]);
     let mut guest = Guest::payload(&code).named(&name).start();
     guest.wait_for("ready");
     let mut slow = on_pipes(&name);
@@ -127,7 +132,7 @@ fn who_is_slow_holds_nobody_up_and_is_told_what_is_left_out() {
     guest.send(".");
     guest.wait().expect_status(0);
     let seen = slow.wait().expect_status(0);
-    assert!(seen.stdout.len() < MUCH, "{} bytes", seen.stdout.len());
+    assert!(seen.stdout.len() < much, "{} bytes", seen.stdout.len());
 }
 
 #[test]
@@ -149,6 +154,58 @@ fn clients_that_are_gone_take_no_place() {
     }
     http::request(&socket(&name), "GET", "/posada/v1/info", "").expect(200);
     guest.send(".");
+    guest.wait().expect_status(0);
+}
+
+/// A client that asks for a stream, and the first bytes of its answer.
+fn ask_for(name: &str, path: &str) -> (UnixStream, String) {
+    let mut stream = UnixStream::connect(socket(name)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let request = format!(
+        "GET /posada/v1/{path} HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: posada-console\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).expect("it is answered");
+    (stream, String::from_utf8_lossy(&status).into_owned())
+}
+
+#[test]
+fn clients_that_typed_to_a_guest_that_takes_nothing_and_are_gone_take_no_place() {
+    let name = name("untaken");
+    let script = Script::new().say("ready").halt();
+    let mut guest = Guest::payload(&script.code()).named(&name).start();
+    guest.wait_for("ready");
+    // More than are served at a time, and each types more than waits for a guest.
+    for _ in 0..140 {
+        let (mut stream, status) = ask_for(&name, "attach");
+        assert_eq!(status, "HTTP/1.1 101");
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"ready") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            seen.extend(byte);
+        }
+        stream.write_all(&[b'x'; 5000]).unwrap();
+    }
+    posada(&["kill", &name]).expect_status(0);
+    guest.wait().expect_status(0);
+}
+
+#[test]
+fn those_who_watch_leave_room_for_those_who_ask() {
+    let name = name("crowd");
+    let guest = echoing(&name);
+    let watching: Vec<_> = ["attach", "events"]
+        .iter()
+        .cycle()
+        .map(|path| ask_for(&name, path))
+        .take_while(|(_, status)| !status.ends_with(" 503"))
+        .collect();
+    assert_eq!(watching.len(), 64, "docs/api.md");
+    posada(&["attach", &name]).expect_refusal(1, &[&name, "64 who watch"]);
+    http::request(&socket(&name), "GET", "/posada/v1/events", "").expect(503);
+    posada(&["kill", &name]).expect_status(0);
     guest.wait().expect_status(0);
 }
 

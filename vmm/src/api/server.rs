@@ -33,7 +33,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::reply::Reply;
-use super::streams::{self, Answer, Client, PROTOCOL, Stream};
+use super::streams::{self, Answer, Client, MAX_STREAMS, PROTOCOL, Stream};
 
 /// Connections at a time. Those beyond wait until another has ended.
 const MAX_CONNECTIONS: usize = 128;
@@ -182,6 +182,7 @@ async fn serve(
         service: service.clone(),
         max_body,
         asked,
+        streams: Arc::new(Semaphore::new(MAX_STREAMS)),
     };
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let (open, closing) = watch::channel(());
@@ -299,6 +300,8 @@ struct Handler {
     max_body: usize,
     /// Something has been asked for.
     asked: Arc<Notify>,
+    /// Places of those who stay.
+    streams: Arc<Semaphore>,
 }
 
 async fn handle(
@@ -324,7 +327,7 @@ async fn handle(
     let asked = format!("{} {}", call.method, call.path);
     let response = match handler.service.stream(&call) {
         Some(stream) => stream
-            .and_then(|stream| streams::begin(stream, upgrade, client))
+            .and_then(|stream| streams::begin(stream, upgrade, client.stay(&handler.streams)?))
             .unwrap_or_else(respond),
         None => respond(answer(handler.service, call).await),
     };

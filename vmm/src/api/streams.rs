@@ -1,12 +1,13 @@
 //! What goes on for as long as a guest: its console, by an upgraded connection, and its events, a line of JSON each.
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
@@ -17,7 +18,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{self, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::sleep;
 use tracing::debug;
 
 use super::reply::Reply;
@@ -26,6 +28,10 @@ use crate::events::Listener;
 
 /// What a connection becomes that carries a console.
 pub const PROTOCOL: &str = "posada-console";
+/// Streams at a time, of the connections that there can be: the others are for who asks something.
+pub const MAX_STREAMS: usize = 64;
+/// How long a console that has been shown something rests: what is printed letter by letter comes in pieces.
+const REST: Duration = Duration::from_millis(5);
 
 /// What a client is given as it comes.
 pub enum Stream {
@@ -79,6 +85,8 @@ impl Body for Answer {
 pub struct Client {
     socket: Arc<StdStream>,
     _place: Arc<OwnedSemaphorePermit>,
+    /// Among those who stay.
+    _stay: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Client {
@@ -90,7 +98,25 @@ impl Client {
         Ok(Self {
             socket: Arc::new(stream.as_fd().try_clone_to_owned()?.into()),
             _place: place.into(),
+            _stay: None,
         })
+    }
+
+    /// The same, who stays for as long as the guest.
+    ///
+    /// # Errors
+    /// There are too many of them.
+    pub fn stay(self, places: &Arc<Semaphore>) -> Result<Self, Reply> {
+        match places.clone().try_acquire_owned() {
+            Ok(place) => Ok(Self {
+                _stay: Some(place.into()),
+                ..self
+            }),
+            Err(_) => Err(Reply::fault(format!(
+                "the guest has {MAX_STREAMS} who watch its console or its events, which is all that it can have: end one of them first"
+            ))
+            .with_status(StatusCode::SERVICE_UNAVAILABLE)),
+        }
     }
 
     /// Until the client has closed its socket. That it sends no more does not mean so.
@@ -171,9 +197,12 @@ fn connect(upgrade: OnUpgrade, mut watcher: Watcher, client: Client) {
         let keyboard = watcher.keyboard();
         let typing = async {
             type_in(&keyboard, &read_buf, from).await;
-            client.leaves().await;
+            // Who types no more goes on watching.
+            pending().await
         };
-        first_of(show(&mut watcher, to), typing).await;
+        // The guest may take nothing for ever: who leaves is not waited for there.
+        let attending = first_of(show(&mut watcher, to), typing);
+        first_of(attending, client.leaves()).await;
     });
 }
 
@@ -191,7 +220,7 @@ async fn type_in(keyboard: &Keyboard, first: &[u8], from: OwnedReadHalf) {
     }
 }
 
-/// Sends the client what it is to see, until the guest has ended.
+/// Sends the client what it is to see, the first at once, until the guest has ended.
 async fn show(watcher: &mut Watcher, to: OwnedWriteHalf) {
     while let Some(seen) = watcher.next().await {
         let bytes = match seen {
@@ -204,6 +233,7 @@ async fn show(watcher: &mut Watcher, to: OwnedWriteHalf) {
         if send(&to, &bytes).await.is_err() {
             return;
         }
+        sleep(REST).await;
     }
 }
 
