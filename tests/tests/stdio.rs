@@ -3,14 +3,14 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::process::Stdio;
+use std::process::{self, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use posada_tests::guest::TempFile;
-use posada_tests::payload::hello;
+use posada_tests::payload::{elf, hello};
 use posada_tests::script::{DATA, Width};
-use posada_tests::{Guest, Running, Script};
+use posada_tests::{Background, Ended, Guest, Running, Script, guest, posada};
 
 const GUEST_CRASHED: i32 = 3;
 const PVPANIC: u16 = 0x505;
@@ -68,6 +68,68 @@ fn a_log_that_a_full_disk_swallows_harms_nobody() {
     command.stderr(full_disk());
     let ended = Running::of(command).wait().expect_status(0);
     assert_eq!(ended.console(), "hi\n");
+}
+
+/// A pipe that nobody reads any more.
+fn closed_pipe() -> io::PipeWriter {
+    io::pipe().unwrap().1
+}
+
+/// `posada` with these arguments, which prints to `stdout`.
+fn printing_to(stdout: impl Into<Stdio>, arguments: &[&str]) -> Ended {
+    let mut command = guest::command(arguments);
+    command.stdout(stdout);
+    Running::of(command).wait()
+}
+
+#[test]
+fn what_a_command_cannot_print_is_an_error_and_who_reads_no_more_has_seen_enough() {
+    let name = format!("stdio-asked-{}", process::id());
+    let mut running = Guest::payload(&Script::new().say("ready").halt().code())
+        .named(&name)
+        .start();
+    running.wait_for("ready");
+    for arguments in [
+        &["ps"][..],
+        &["ps", "--json"],
+        &["inspect", &name],
+        &["stats", &name],
+        &["stats", &name, "--prometheus"],
+        &["completions", "zsh"],
+        &["man"],
+    ] {
+        printing_to(full_disk(), arguments).expect_refusal(1, &["cannot print", "No space left"]);
+        let ended = printing_to(closed_pipe(), arguments).expect_status(0);
+        assert_eq!(ended.messages(), "", "{arguments:?}");
+    }
+    posada(&["kill", &name]).expect_status(0);
+    running.wait().expect_status(0);
+}
+
+#[test]
+fn a_guest_whose_name_cannot_be_printed_runs_and_is_named_where_it_can_be() {
+    let image = TempFile::new("kernel", elf(&Script::new().say("ready").halt().code(), false));
+    let full = format!("stdio-full-{}", process::id());
+    let closed = format!("stdio-closed-{}", process::id());
+    let _guests = [&full, &closed].map(|name| Background::new(name));
+    let run = |stdout: Stdio, name: &str| {
+        printing_to(stdout, &["run", "-d", "--name", name, "--kernel", image.as_str()])
+    };
+    run(full_disk().into(), &full).expect_refusal(1, &["No space left", &format!("'{full}' runs")]);
+    assert_eq!(run(closed_pipe().into(), &closed).expect_status(0).messages(), "");
+    for name in [&full, &closed] {
+        posada(&["kill", name]).expect_status(0);
+    }
+}
+
+/// As when `posada run -d` is killed while its guest is being built.
+#[test]
+fn a_guest_in_the_background_goes_with_who_started_it() {
+    let image = TempFile::new("kernel", elf(&Script::new().halt().code(), false));
+    let name = format!("stdio-orphan-{}", process::id());
+    let arguments = ["run", "--background", "--name", &name, "--kernel", image.as_str()];
+    printing_to(closed_pipe(), &arguments).expect_refusal(1, &["who started this guest has ended"]);
+    assert!(!guest::runtime_directory().join("posada").join(&name).exists());
 }
 
 /// As under a pager: the guest's vCPU waits for room, and posada still hears what it is told.

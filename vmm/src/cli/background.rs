@@ -124,7 +124,8 @@ impl Starting {
 /// # Errors
 /// Who started this process is gone.
 pub fn wait_to_go() -> Result<(), Failure> {
-    println!("{READY}");
+    // Fails when who started this process has ended, which the next line tells.
+    let _ = writeln!(io::stdout(), "{READY}");
     let mut line = String::new();
     match io::stdin().read_line(&mut line) {
         Ok(_) if line.trim_end() == GO => Ok(()),

@@ -13,7 +13,8 @@ use vmm::snapshot::{Snapshot, SnapshotOptions};
 
 use super::background::Starting;
 use super::guests::inspect;
-use super::{Failure, print_json, say};
+use super::output::{print, print_json};
+use super::{Failure, say};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -79,11 +80,14 @@ impl Clones {
         }
         // By now nobody waits for it.
         runtime::sweep();
-        if self.json {
-            print_json(&started)?;
-        } else {
-            started.iter().for_each(|clone| println!("{}", clone.name));
-        }
+        let printed = match self.json {
+            true => print_json(&started),
+            false => {
+                let lines = started.iter().map(|clone| format!("{}\n", clone.name));
+                print(&lines.collect::<String>())
+            }
+        };
+        failures.extend(printed.err().map(|failure| failure.to_string()));
         let Some(last) = failures.pop() else { return Ok(()) };
         failures
             .iter()

@@ -1,13 +1,13 @@
 //! What a shell completes: scripts that have it ask this program for every word, so that running guests are among the answers.
 
 use std::env;
-use std::io;
 
 use clap::{Args, CommandFactory, ValueEnum};
 use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
 use clap_complete::{ArgValueCandidates, CompleteEnv, CompletionCandidate};
 use vmm::runtime;
 
+use super::output::print_by;
 use super::{Cli, Failure};
 
 /// What the commands are called by, and found by in `$PATH`.
@@ -18,7 +18,8 @@ const ASKING: &str = "POSADA_COMPLETE";
 const ZSH_FIRST_CALL: &str = "\
 if [ \"${funcstack[1]}\" = _posada ]; then
     _clap_dynamic_completer_posada \"$@\"
-fi";
+fi
+";
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -44,15 +45,15 @@ enum Shell {
 impl Completions {
     /// Prints the script.
     pub fn execute(self) -> Result<(), Failure> {
-        let print = |shell: &dyn EnvCompleter| {
-            shell.write_registration(ASKING, COMMAND, COMMAND, COMMAND, &mut io::stdout())
+        let (shell, more): (&dyn EnvCompleter, _) = match self.shell {
+            Shell::Bash => (&Bash, ""),
+            Shell::Zsh => (&Zsh, ZSH_FIRST_CALL),
+            Shell::Fish => (&Fish, ""),
         };
-        let printed = match self.shell {
-            Shell::Bash => print(&Bash),
-            Shell::Zsh => print(&Zsh).inspect(|()| println!("{ZSH_FIRST_CALL}")),
-            Shell::Fish => print(&Fish),
-        };
-        printed.map_err(|error| Failure::Other(format!("cannot print the script: {error}")))
+        print_by(|mut stdout| {
+            shell.write_registration(ASKING, COMMAND, COMMAND, COMMAND, &mut stdout)?;
+            stdout.write_all(more.as_bytes())
+        })
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arch_x86_64::layout::VIRTIO_IRQS;
 use devices::virtio::vsock::MAX_PATH;
+use nix::unistd::write;
 use tracing::{info, warn};
 use vmm::api::{Api, Instance, MAX_BODY};
 use vmm::config::{Overrides, VmConfig};
@@ -200,7 +201,9 @@ impl Hosted {
                     .try_for_each(|directory| directory.will_stay(&guest))?;
             }
             let file = File::create(&path)?;
-            println!("{RUNS} {name}");
+            // Who started it may have ended since he let it go: it runs, and is found by its name. Nothing may wait for room here:
+            // it would get into the file.
+            let _ = write(io::stdout(), format!("{RUNS} {name}\n").as_bytes());
             messages::keep_in(file)
         };
         leave()

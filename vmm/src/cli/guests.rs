@@ -14,9 +14,10 @@ use vmm::control::{self, Answer, ControlError, GuestInfo, Request};
 use vmm::runtime::remains::{self, CONSOLE, Ending};
 use vmm::runtime::{self, RuntimeError};
 
+use super::output::{print, print_json};
 use super::snapshot::unexpected;
 use super::table::{cell, table, time};
-use super::{Failure, completions, print_json, say};
+use super::{Failure, completions, say};
 
 pub const LIST_EXAMPLES: &str = "\
 Examples:
@@ -120,8 +121,7 @@ impl List {
                 rows.iter().map(|row| with(cells(row), cell(row.end()))),
             ),
         };
-        print!("{text}");
-        Ok(())
+        print(&text)
     }
 }
 
@@ -194,8 +194,7 @@ impl Inspect {
             running => *running?,
         };
         let text = serde_json::to_string_pretty(&guest).map_err(|error| Failure::Other(error.to_string()))?;
-        println!("{text}");
-        Ok(())
+        print(&format!("{text}\n"))
     }
 }
 

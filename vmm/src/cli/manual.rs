@@ -1,13 +1,14 @@
 //! `posada man`: the manual, a page for posada and one for each of its commands, made of the same texts as `--help`.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Command, CommandFactory};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
+use super::output::print_by;
 use super::{Cli, Failure};
 
 pub const EXAMPLES: &str = "\
@@ -29,8 +30,7 @@ impl Manual {
         let mut posada = Cli::command().disable_help_subcommand(true);
         posada.build();
         let Some(directory) = &self.directory else {
-            let printed = page(posada).and_then(|(_, page)| io::stdout().write_all(&page));
-            return printed.map_err(|error| Failure::Other(format!("cannot print the manual: {error}")));
+            return print_by(|stdout| stdout.write_all(&page(posada)?.1));
         };
         write(posada, directory).map_err(|error| {
             Failure::Other(format!(

@@ -13,6 +13,7 @@ mod guests;
 mod log;
 mod manual;
 mod messages;
+mod output;
 mod progress;
 mod run;
 mod serve;
@@ -26,7 +27,6 @@ mod top;
 use std::process::{self, ExitCode};
 
 use clap::{Parser, Subcommand};
-use serde::Serialize;
 use thiserror::Error;
 use vmm::config::ConfigError;
 use vmm::console::{self, End, SIGNALLED};
@@ -217,13 +217,6 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.status())
         }
     }
-}
-
-/// For scripts.
-fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string(value).map_err(|error| Failure::Other(error.to_string()))?;
-    println!("{text}");
-    Ok(())
 }
 
 /// A crash is always told; how else a guest ended only to a person, who sees no exit status.

@@ -11,6 +11,7 @@ use vmm::vm::Vm;
 
 use super::background::Starting;
 use super::guest::{Hosted, Leaves, Place};
+use super::output::print;
 use super::serve::put_metadata;
 use super::{Failure, background, start_log};
 
@@ -97,6 +98,7 @@ fn detach() -> Result<(), Failure> {
     let same = env::args_os().skip(1);
     let mut guest = Starting::begin(same.chain(["--background".into()]))?.wait_until_ready()?;
     guest.go();
-    println!("{}", guest.wait_until_it_runs()?.name);
-    Ok(())
+    let name = guest.wait_until_it_runs()?.name;
+    print(&format!("{name}\n"))
+        .map_err(|failure| Failure::Other(format!("{failure}; the guest '{name}' runs")))
 }

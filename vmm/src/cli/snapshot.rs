@@ -10,7 +10,8 @@ use vmm::control::{self, Answer, Request};
 use vmm::snapshot::{MemoryFrom, Prefault, Snapshot, SnapshotOptions};
 
 use super::guest::{Hosted, Leaves, Place};
-use super::{Failure, background, completions, finish, print_json, report, say, start_log};
+use super::output::print_json;
+use super::{Failure, background, completions, finish, report, say, start_log};
 
 pub const TAKE_EXAMPLES: &str = "\
 Examples:

@@ -6,9 +6,10 @@ use vmm::control::{self, Answer, ControlError, Request};
 use vmm::metrics::Stats;
 use vmm::runtime::{self, RuntimeError};
 
+use super::output::{print, print_json};
 use super::snapshot::unexpected;
 use super::table::{bytes, number, table};
-use super::{Failure, completions, print_json, say};
+use super::{Failure, completions, say};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -59,8 +60,7 @@ impl ShowStats {
         let head = [
             "NAME", "CPU", "MEMORY", "EXITS", "READ", "WRITTEN", "RECEIVED", "SENT",
         ];
-        print!("{}", table(head, guests.iter().map(cells)));
-        Ok(())
+        print(&table(head, guests.iter().map(cells)))
     }
 }
 
@@ -70,10 +70,9 @@ fn print_text(names: &[String]) -> Result<(), Failure> {
         return Err(Failure::Other(why.to_owned()));
     };
     match control::ask(name, &Request::Metrics)? {
-        Answer::Text(text) => print!("{text}"),
-        _ => return Err(unexpected()),
+        Answer::Text(text) => print(&text),
+        _ => Err(unexpected()),
     }
-    Ok(())
 }
 
 /// Of one guest.

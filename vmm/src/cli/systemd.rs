@@ -13,6 +13,7 @@ use vmm::control::ControlError;
 use vmm::{images, runtime};
 
 use super::guests::inspect;
+use super::output::print;
 use super::snapshot::absolute;
 use super::{Failure, completions};
 
@@ -76,16 +77,17 @@ impl Unit {
         let text = given.map(|text| Wanted { path: config, text });
         let files: Vec<_> = text.into_iter().chain([unit]).collect();
         if self.print {
-            files
+            let texts = files
                 .iter()
-                .for_each(|file| println!("# {}\n{}", file.path.display(), file.text));
-            return Ok(());
+                .map(|file| format!("# {}\n{}\n", file.path.display(), file.text));
+            return print(&texts.collect::<String>());
         }
         self.write(&files)?;
         let now = if self.config.is_some() { "--now " } else { "" };
         let (user, name) = (manager.flag(), &self.name);
-        println!("systemctl {user}daemon-reload\nsystemctl {user}enable {now}posada-{name}.service");
-        Ok(())
+        print(&format!(
+            "systemctl {user}daemon-reload\nsystemctl {user}enable {now}posada-{name}.service\n"
+        ))
     }
 
     /// A config file that is the user's own stays as it is, if there can be a guest of it.
