@@ -4,13 +4,15 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process;
+use std::process::{self, Command, Stdio};
 
 use nix::sys::signal::Signal;
 use posada_tests::guest::{TempFile, command};
+use posada_tests::posada::binary;
 use posada_tests::running::until;
+use posada_tests::stand_in::{StandIn, begin_lines, line};
 use posada_tests::{Guest, Running, Script, guest, http, posada};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A name that no other test's guest has.
 fn name(test: &str) -> String {
@@ -19,7 +21,11 @@ fn name(test: &str) -> String {
 
 /// `posada events` with these arguments, which listens by now.
 fn listen(arguments: &[&str]) -> Running {
-    let events = Running::of(command(&[&["events"], arguments].concat()));
+    listening(Running::of(command(&[&["events"], arguments].concat())))
+}
+
+/// When it does.
+fn listening(events: Running) -> Running {
     let files = PathBuf::from(format!("/proc/{}/fdinfo", events.pid()));
     until("it watches", || {
         let files = fs::read_dir(&files).into_iter().flatten().flatten();
@@ -65,7 +71,7 @@ fn all_that_happens_to_a_guest_is_told_in_order() {
     assert_eq!(next(&mut events, "snapshot")["directory"], snapshot);
     posada(&["rewind", &name, snapshot]).expect_status(0);
     assert_eq!(next(&mut events, "rewound")["directory"], snapshot);
-    posada(&["stop", &name, "--timeout", "0"]).expect_status(0);
+    posada(&["stop", &name, "--timeout", "1"]).expect_status(0);
     next(&mut events, "stopping");
     assert_eq!(next(&mut events, "ended")["why"], "was ended");
     guest.wait().expect_status(0);
@@ -106,6 +112,74 @@ fn that_a_guest_was_started_long_ago_is_no_news() {
     guest.send(".");
     guest.wait().expect_status(3);
     next(&mut events, "crashed");
+}
+
+/// A line of JSON, as a guest tells that something has happened.
+fn told(name: &str, kind: &str) -> String {
+    json!({ "guest": name, "at_ms": u64::MAX, "event": kind, "why": "so" }).to_string()
+}
+
+/// Whoever listens to what stands in for a guest.
+fn listener(guest: &StandIn) -> UnixStream {
+    let (stream, asked) = guest.accept();
+    assert!(asked.starts_with("GET /posada/v1/events "), "{asked}");
+    begin_lines(&stream);
+    stream
+}
+
+#[test]
+fn the_next_guest_of_a_name_is_heard_when_the_last_one_has_said_all() {
+    let name = name("next");
+    let mut events = listen(&["--json", &name]);
+    let mut guest = StandIn::new(&name);
+    let first = listener(&guest);
+    line(&first, &told(&name, "started"));
+    next(&mut events, "started");
+    guest.begin_anew();
+    line(&first, &told(&name, "ended"));
+    next(&mut events, "ended");
+    drop(first);
+    let second = listener(&guest);
+    line(&second, &told(&name, "paused"));
+    next(&mut events, "paused");
+}
+
+#[test]
+fn what_is_no_event_is_said_to_be_none_and_a_guest_that_runs_has_not_crashed() {
+    let name = name("foreign");
+    let mut events = listen(&["--json", &name]);
+    let guest = StandIn::new(&name);
+    let stream = listener(&guest);
+    line(&stream, &told(&name, "started"));
+    next(&mut events, "started");
+    line(&stream, &told(&name, "transfigured"));
+    events.wait_for_message("no event");
+    line(&stream, &told(&name, "paused"));
+    next(&mut events, "paused");
+    drop(stream);
+    events.wait_for_message("tells no more events");
+    assert!(!events.printed().contains("crashed"), "{}", events.printed());
+}
+
+#[test]
+fn that_a_guest_cannot_be_heard_is_said() {
+    let name = name("unheard");
+    // Standard input, output and error, what tells of changes, and one that is for a look at the directory.
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "ulimit -n 5; exec \"$0\" events \"$1\""])
+        .arg(binary())
+        .arg(&name)
+        .env("XDG_RUNTIME_DIR", guest::runtime_directory())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut events = listening(Running::of(shell));
+    let guest = begin(&name);
+    events.wait_for_message(&format!(
+        "the guest '{name}' does not answer: Too many open files"
+    ));
+    drop(guest);
 }
 
 #[test]

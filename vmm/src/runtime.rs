@@ -13,7 +13,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::unistd::geteuid;
 use thiserror::Error;
@@ -285,9 +285,16 @@ pub fn directory_of(name: &str) -> Result<PathBuf, RuntimeError> {
     }
 }
 
-/// Whether a process has begun to be the guest `name`: its socket is there, though it may not listen yet.
-pub fn is_begun(name: &str) -> bool {
-    directory_of(name).is_ok_and(|path| matches!(lock_if_left(&path), Ok(None)))
+/// When a process began that is to be the guest `name`, by which it is told from another one of that name: its socket is there, though it
+/// may not listen yet. `None` if there is no such process.
+pub fn begun(name: &str) -> Option<SystemTime> {
+    let path = directory_of(name).ok()?;
+    let made = fs::symlink_metadata(path.join(SOCKET)).and_then(|socket| socket.modified());
+    match lock_if_left(&path) {
+        Ok(Some(_)) => None,
+        // Who has too many files open can still see that it is there.
+        Ok(None) | Err(_) => made.ok(),
+    }
 }
 
 /// Where the guest `name` has its directory if there is one.

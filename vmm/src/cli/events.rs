@@ -6,13 +6,13 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use vmm::control::{ControlError, EventStream};
 use vmm::events::{self, Event, What};
-use vmm::runtime;
+use vmm::runtime::{self, RuntimeError};
 
 use super::{Failure, completions};
 
@@ -22,8 +22,10 @@ Examples:
   posada events web                        also when it is started again
   posada events --json | jq -r 'select(.event == \"crashed\") | .guest'";
 
-/// Until it is looked again whether somebody listens at a new socket.
+/// Until it is looked again whether somebody listens at a new socket, or whether a process is gone.
 const RETRY: Duration = Duration::from_millis(5);
+/// How often it is looked whether a process is gone whose connections are closed: it goes at once.
+const LOOKS: u32 = 200;
 
 /// Tells what happens to guests.
 #[derive(Args)]
@@ -75,7 +77,7 @@ struct Guests {
     changes: Inotify,
     /// Guests' directories, of which changes are told.
     watched: HashMap<WatchDescriptor, String>,
-    listening: HashMap<String, JoinHandle<()>>,
+    listening: HashMap<String, JoinHandle<Option<SystemTime>>>,
 }
 
 impl Guests {
@@ -138,18 +140,25 @@ impl Guests {
         }
     }
 
+    /// Listens to the guest of this name when all is told of the one before it, which may not be gone yet.
     fn follow(&mut self, name: String) {
-        if let Some(thread) = self.listening.get(&name)
-            && !thread.is_finished()
-        {
-            return;
-        }
+        let before = self.listening.remove(&name);
         let (told, since) = (self.told.clone(), self.since);
-        let thread = thread::spawn({
+        let thread = thread::Builder::new().spawn({
             let name = name.clone();
-            move || follow(&name, since, &told)
+            move || {
+                let before = before.and_then(|thread| thread.join().ok().flatten());
+                let guest = Followed { name, since, told };
+                guest.follow(before).or(before)
+            }
         });
-        self.listening.insert(name, thread);
+        match thread {
+            Ok(thread) => drop(self.listening.insert(name, thread)),
+            Err(error) => {
+                let why = Failure::Other(format!("cannot listen to the guest '{name}': {error}"));
+                let _ = self.told.send(Err(why));
+            }
+        }
     }
 }
 
@@ -157,31 +166,89 @@ fn is_socket(name: Option<&OsStr>) -> bool {
     name.map(Path::new) == Some(Path::new(runtime::SOCKET))
 }
 
-/// Passes a guest's events on until it has ended. That it was started is no news if it was before `since`.
-fn follow(name: &str, since: u64, told: &Sender<Result<Event, Failure>>) {
-    let mut stream = loop {
-        match EventStream::open(name) {
-            Ok(stream) => break stream,
-            // A socket is there a moment before somebody listens at it.
-            Err(ControlError::Runtime(_)) if runtime::is_begun(name) => thread::sleep(RETRY),
-            // It has ended, or its process has before its guest ran.
-            Err(ControlError::Runtime(_) | ControlError::Silent { .. }) => return,
-            Err(error) => return drop(told.send(Err(error.into()))),
+/// A guest that is listened to.
+struct Followed {
+    name: String,
+    /// That it was started before is no news.
+    since: u64,
+    told: Sender<Result<Event, Failure>>,
+}
+
+impl Followed {
+    /// Passes the guest's events on until it has ended; returns when it began. One that began `before` has been followed already.
+    fn follow(&self, before: Option<SystemTime>) -> Option<SystemTime> {
+        let (mut stream, begun) = self.open(before)?;
+        let mut is_over = false;
+        let mut heard = false;
+        loop {
+            let event = match stream.wait() {
+                Ok(Some(event)) => event,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    self.complain(format!(
+                        "what the guest '{}' tells is no event: {error}",
+                        self.name
+                    ));
+                    continue;
+                }
+                Ok(None) | Err(_) => break,
+            };
+            heard = true;
+            is_over = matches!(event.what, What::Ended { .. } | What::Crashed { .. });
+            // Fails when nobody reads any more.
+            if (event.what != What::Started || event.at_ms >= self.since)
+                && self.told.send(Ok(event)).is_err()
+            {
+                break;
+            }
         }
-    };
-    let mut is_over = false;
-    let mut heard = false;
-    while let Ok(Some(event)) = stream.wait() {
-        heard = true;
-        is_over = matches!(event.what, What::Ended { .. } | What::Crashed { .. });
-        // Fails when nobody reads any more.
-        if (event.what != What::Started || event.at_ms >= since) && told.send(Ok(event)).is_err() {
-            return;
+        if heard && !is_over {
+            self.tell_of_loss(begun);
+        }
+        Some(begun)
+    }
+
+    /// Listens, when the guest's process does.
+    fn open(&self, before: Option<SystemTime>) -> Option<(EventStream, SystemTime)> {
+        let begun = || runtime::begun(&self.name).filter(|begun| Some(*begun) != before);
+        while let Some(begun_now) = begun() {
+            match EventStream::open(&self.name) {
+                Ok(stream) => return Some((stream, begun_now)),
+                // A socket is there a moment before somebody listens at it.
+                Err(ControlError::Runtime(RuntimeError::Unknown(_))) => thread::sleep(RETRY),
+                // It has ended, or its process has before its guest ran.
+                Err(_) if begun() != Some(begun_now) => {}
+                Err(error) => {
+                    let _ = self.told.send(Err(error.into()));
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    /// The connection is lost, and nothing was said of an end.
+    fn tell_of_loss(&self, begun: SystemTime) {
+        let is_gone = || {
+            let is_there = runtime::begun(&self.name) == Some(begun);
+            if is_there {
+                thread::sleep(RETRY);
+            }
+            !is_there
+        };
+        if (0..LOOKS).any(|_| is_gone()) {
+            let why = "its process was killed".to_owned();
+            let _ = self.told.send(Ok(Event::now(&self.name, What::Crashed { why })));
+        } else {
+            self.complain(format!(
+                "the guest '{}' runs, and tells no more events",
+                self.name
+            ));
         }
     }
-    if heard && !is_over {
-        let why = "its process was killed".to_owned();
-        let _ = told.send(Ok(Event::now(name, What::Crashed { why })));
+
+    fn complain(&self, why: String) {
+        // Fails when nobody reads any more.
+        let _ = self.told.send(Err(Failure::Other(why)));
     }
 }
 

@@ -1,5 +1,6 @@
 //! The side that asks: the posada command.
 
+use std::error::Error;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -162,12 +163,13 @@ impl EventStream {
     /// Waits for the next event, or `None` when there are no more.
     ///
     /// # Errors
-    /// What comes is no event, or the guest's process was killed.
+    /// What comes is no event ([`InvalidData`](io::ErrorKind::InvalidData)), which does not keep the next one from coming; or the connection
+    /// is lost, as when the guest's process is killed.
     pub fn wait(&mut self) -> io::Result<Option<Event>> {
         loop {
             if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<_> = self.unread.drain(..=end).collect();
-                return Ok(Some(serde_json::from_slice(&line)?));
+                return serde_json::from_slice(&line).map(Some).map_err(no_event);
             }
             match self.runtime.block_on(self.body.frame()) {
                 None => return Ok(None),
@@ -177,10 +179,15 @@ impl EventStream {
                 }
             }
             if self.unread.len() > MAX_ANSWER {
-                return Err(io::Error::other("a line without end"));
+                self.unread.clear();
+                return Err(no_event("a line without end"));
             }
         }
     }
+}
+
+fn no_event(why: impl Into<Box<dyn Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 fn connect(name: &str) -> Result<UnixStream, ControlError> {
