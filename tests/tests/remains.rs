@@ -7,7 +7,7 @@ use std::process;
 use nix::sys::signal::{Signal, kill};
 use posada_tests::guest::TempFile;
 use posada_tests::running::until;
-use posada_tests::{Guest, Script, guest, owner, posada};
+use posada_tests::{Background, Guest, Script, guest, owner, posada};
 use serde_json::{Value, json};
 
 /// A name that no other test's guest has.
@@ -42,7 +42,8 @@ fn listed(name: &str, arguments: &[&str]) -> Option<Value> {
 }
 
 /// A guest in the background that says something, and crashes when it is sent a full stop.
-fn begin(name: &str, arguments: &[&str]) {
+fn begin(name: &str, arguments: &[&str]) -> Background {
+    let background = Background::new(name);
     let script = Script::new().say("first words").echo_until(b'.').triple_fault();
     let guest = Guest::payload(&script.code()).named(name).arg("-d");
     let guest = arguments.iter().fold(guest, Guest::arg);
@@ -50,6 +51,7 @@ fn begin(name: &str, arguments: &[&str]) {
     until("it has said something", || {
         posada(&["logs", name]).expect_status(0).console() == "first words"
     });
+    background
 }
 
 /// Has it crash.
@@ -67,7 +69,7 @@ fn crash(name: &str) {
 #[test]
 fn what_was_printed_and_how_it_ended_stays_until_it_is_removed() {
     let name = name("kept");
-    begin(&name, &[]);
+    let _guest = begin(&name, &[]);
     posada(&["rm", &name]).expect_refusal(1, &[&name, "rm -f"]);
     posada(&["kill", &name]).expect_status(0);
     assert_eq!(files(&name), ["console.log", "guest.json", "posada.log"]);
@@ -85,7 +87,7 @@ fn what_was_printed_and_how_it_ended_stays_until_it_is_removed() {
     posada(&["pause", &name]).expect_refusal(1, &["there is no running guest"]);
 
     // The next one of its name begins anew.
-    begin(&name, &[]);
+    let _guest = begin(&name, &[]);
     assert_eq!(json(&["inspect", &name])["end"], Value::Null);
     posada(&["rm", "-f", &name]).expect_status(0);
     assert!(!directory(&name).exists());
@@ -95,7 +97,7 @@ fn what_was_printed_and_how_it_ended_stays_until_it_is_removed() {
 #[test]
 fn a_crash_is_told_with_its_reason() {
     let name = name("crash");
-    begin(&name, &[]);
+    let _guest = begin(&name, &[]);
     crash(&name);
     let row = listed(&name, &["-a"]).expect("it is there");
     assert_eq!(
@@ -112,7 +114,7 @@ fn a_crash_is_told_with_its_reason() {
 #[test]
 fn who_shall_leave_nothing_leaves_nothing() {
     let name = name("nothing");
-    begin(&name, &["--rm"]);
+    let _guest = begin(&name, &["--rm"]);
     crash(&name);
     assert!(!directory(&name).exists());
     posada(&["run", "--rm"]).expect_status(2);
@@ -121,7 +123,7 @@ fn who_shall_leave_nothing_leaves_nothing() {
 #[test]
 fn of_a_killed_process_the_logs_stay() {
     let name = name("killed");
-    begin(&name, &[]);
+    let _guest = begin(&name, &[]);
     fs::write(directory(&name).join("disk-0.overlay"), "what a clone wrote").unwrap();
     kill(owner(&directory(&name)).expect("it runs"), Signal::SIGKILL).unwrap();
     until("its process is gone", || owner(&directory(&name)).is_none());
@@ -135,15 +137,43 @@ fn of_a_killed_process_the_logs_stay() {
 }
 
 #[test]
+fn what_another_version_has_left_is_kept_until_it_is_removed() {
+    let name = name("foreign");
+    let _guest = begin(&name, &[]);
+    posada(&["kill", &name]).expect_status(0);
+    fs::write(directory(&name).join("guest.json"), r#"{"version": 9}"#).unwrap();
+    let list = posada(&["ps", "-a", "--json"]).expect_status(0);
+    let guests: Value = serde_json::from_str(&list.console()).expect("it is JSON");
+    let row = guests
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|guest| guest["name"] == name);
+    assert_eq!(row.expect("it is there")["state"], "unknown");
+    for named in [name.as_str(), "another version", "posada rm"] {
+        assert!(list.messages().contains(named), "{}", list.messages());
+    }
+    posada(&["inspect", &name]).expect_refusal(1, &[&name, "another version"]);
+    assert_eq!(files(&name), ["console.log", "guest.json", "posada.log"]);
+    for arguments in [&["logs", &name][..], &["logs", "--follow", &name]] {
+        let logs = posada(arguments).expect_status(0).console();
+        assert!(logs.starts_with("first words"), "{logs}");
+    }
+    posada(&["rm", &name]).expect_status(0);
+    assert!(!directory(&name).exists());
+}
+
+#[test]
 fn clones_leave_something_only_if_they_crash() {
     let name = name("origin");
     let place = TempFile::new("empty", "");
     let snapshot = place.directory().join("s");
     let snapshot = snapshot.to_str().unwrap();
-    begin(&name, &["--rm"]);
+    let _guest = begin(&name, &["--rm"]);
     posada(&["snapshot", &name, snapshot, "--stop"]).expect_status(0);
-    let clones = posada(&["clone", snapshot, "--name", &name, "--count", "2"]).expect_status(0);
     let [crashes, ends] = [1, 2].map(|number| format!("{name}-{number}"));
+    let _clones = [&crashes, &ends].map(|clone| Background::new(clone));
+    let clones = posada(&["clone", snapshot, "--name", &name, "--count", "2"]).expect_status(0);
     assert_eq!(clones.console(), format!("{crashes}\n{ends}\n"));
     crash(&crashes);
     posada(&["kill", &ends]).expect_status(0);

@@ -53,6 +53,16 @@ pub enum RuntimeError {
     /// It has not ended.
     #[error("the guest '{0}' runs: end it first, or have 'posada rm -f {0}' do so")]
     Runs(String),
+    /// It has ended, and it is not known how.
+    #[error(
+        "the guest '{name}' has ended, and what it has left is of another version of posada ({source}): see it with that one, or have 'posada rm {name}' remove it"
+    )]
+    Foreign {
+        /// Its name.
+        name: String,
+        /// What is wrong with its record.
+        source: io::Error,
+    },
     /// Something of it cannot be removed.
     #[error("cannot remove '{path}': {source}", path = path.display())]
     Stays {

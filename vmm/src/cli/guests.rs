@@ -101,8 +101,7 @@ impl List {
                 Ok(guest) => rows.push(Row::of(*guest)),
                 // It has ended, and its directory is what it left.
                 Err(Failure::Control(ControlError::Runtime(RuntimeError::Unknown(_)))) => {
-                    let left = self.all.then(|| remains::of(&name).ok()).flatten();
-                    rows.extend(left.map(Row::of));
+                    rows.extend(self.all.then(|| Row::of_remains(name)).flatten());
                 }
                 Err(failure) => {
                     say(format_args!("posada: {failure}"));
@@ -140,6 +139,21 @@ impl Row {
             memory: Some(guest.memory),
             uptime: Some(guest.uptime),
             end: guest.end,
+        }
+    }
+
+    /// Of a guest that has ended, if it has left something.
+    fn of_remains(name: String) -> Option<Self> {
+        match remains::of(&name) {
+            Ok(guest) => Some(Self::of(guest)),
+            Err(failure @ RuntimeError::Foreign { .. }) => {
+                say(format_args!("posada: {failure}"));
+                Some(Self {
+                    state: Some("unknown".to_owned()),
+                    ..Self::silent(name)
+                })
+            }
+            Err(_) => None,
         }
     }
 
@@ -265,7 +279,7 @@ impl Logs {
         changes.add_watch(path, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CLOSE_WRITE)?;
         let mut stdout = io::stdout();
         // Looked at when the file is watched: an end that comes later is told.
-        let mut ended = !self.follow || remains::of(&self.name).is_ok();
+        let mut ended = !self.follow || remains::are_there(&self.name);
         loop {
             let new = console.read()?;
             if !new.is_empty() {

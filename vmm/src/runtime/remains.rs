@@ -81,16 +81,29 @@ impl GuestDirectory {
 /// What has stayed of the guest `name`, which does not run.
 ///
 /// # Errors
-/// Nothing.
+/// Nothing, or [what this posada does not understand](RuntimeError::Foreign).
 pub fn of(name: &str) -> Result<GuestInfo, RuntimeError> {
     let path = path_of(name)?;
     let unknown = |_| RuntimeError::Unknown(name.to_owned());
     clear_if_left(&path).map_err(unknown)?;
-    let guest = read(&path).map_err(unknown)?;
-    match guest.end {
-        Some(_) => Ok(guest),
-        None => Err(RuntimeError::Runs(name.to_owned())),
+    let runs = || RuntimeError::Runs(name.to_owned());
+    match read(&path) {
+        Ok(guest) if guest.end.is_some() => Ok(guest),
+        Ok(_) => Err(runs()),
+        Err(source) if source.kind() == ErrorKind::InvalidData => match lock_if_left(&path) {
+            Ok(Some(_)) => Err(RuntimeError::Foreign {
+                name: name.to_owned(),
+                source,
+            }),
+            _ => Err(runs()),
+        },
+        Err(error) => Err(unknown(error)),
     }
+}
+
+/// Whether the guest `name` has ended and left something.
+pub fn are_there(name: &str) -> bool {
+    matches!(of(name), Ok(_) | Err(RuntimeError::Foreign { .. }))
 }
 
 /// The directory of the guest `name`, whether it runs or has left something.
@@ -98,7 +111,10 @@ pub fn of(name: &str) -> Result<GuestInfo, RuntimeError> {
 /// # Errors
 /// There is none.
 pub fn directory_of(name: &str) -> Result<PathBuf, RuntimeError> {
-    super::directory_of(name).or_else(|_| of(name).and_then(|_| path_of(name)))
+    super::directory_of(name).or_else(|error| match are_there(name) {
+        true => path_of(name),
+        false => Err(error),
+    })
 }
 
 /// Removes what has stayed of the guest `name`.
@@ -123,12 +139,12 @@ pub(super) fn have_end(path: &Path) -> bool {
     read(path).is_ok_and(|guest| guest.end.is_some())
 }
 
-/// Of a directory that is no living process's, keeps what is to stay; false if nothing is.
+/// Of a directory that is no living process's, keeps what is to stay; false if nothing is. What another version of posada has left is
+/// kept as it is.
 pub(super) fn end_if_killed(path: &Path) -> io::Result<bool> {
     let mut guest = match read(path) {
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {
-            return Ok(false);
-        }
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == ErrorKind::InvalidData => return Ok(true),
         result => result?,
     };
     if guest.end.is_none() {
