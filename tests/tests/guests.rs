@@ -166,6 +166,24 @@ fn who_is_not_there_cannot_be_asked() {
 }
 
 #[test]
+fn one_that_is_not_there_does_not_keep_the_others_from_what_they_are_asked_for() {
+    let name = name("among-others");
+    let mut guest = Guest::bare("program=echo").named(&name).start();
+    guest.wait_for("listening\n");
+    let asked = |verb: &str| {
+        let ended = posada(&[verb, "nobody", &name, "neither"]).expect_status(1);
+        for gone in ["nobody", "neither"] {
+            let why = format!("posada: there is no running guest named '{gone}'\n");
+            assert!(ended.messages().contains(&why), "{}", ended.messages());
+        }
+    };
+    asked("pause");
+    assert_eq!(listed(&name).expect("it is there")["state"], "paused");
+    asked("kill");
+    guest.wait().expect_status(0);
+}
+
+#[test]
 fn a_guest_that_does_not_answer_is_listed_and_does_not_hide_the_others() {
     let name = name("mute");
     let directory = guest::runtime_directory().join("posada").join(&name);

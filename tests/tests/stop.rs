@@ -1,9 +1,13 @@
 //! Guests are asked to shut down by their power button, and ended when they do not.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process;
+use std::thread;
 
 use posada_tests::served::Served;
+use posada_tests::stand_in::{StandIn, answer};
 use posada_tests::{Guest, Running, guest, http, posada};
 
 const READY: &str = "ready to tell the generation\n";
@@ -85,6 +89,74 @@ fn nobody_is_asked_when_one_of_them_is_not_there() {
     assert_eq!(pressed(&mut guest), "0");
     guest.send("end\n");
     guest.wait().expect_status(0);
+}
+
+/// What a guest answers that cannot tell of its button before something else is done, and is ended or, when that is done, shuts down.
+struct Busy {
+    stand_in: StandIn,
+    info: String,
+    /// Who has pressed the button, and waits.
+    waits: Option<UnixStream>,
+}
+
+impl Busy {
+    /// In the place of the guest `name`, with what `other`, which runs, tells of itself.
+    fn new(name: &str, other: &str) -> Self {
+        Self {
+            stand_in: StandIn::new(name),
+            info: http::request(&socket(other), "GET", "/posada/v1/info", "")
+                .expect(200)
+                .body,
+            waits: None,
+        }
+    }
+
+    /// Answers what is asked until `last` is, and ends.
+    fn answer_until(mut self, last: &str) {
+        loop {
+            let (stream, asked) = self.stand_in.accept();
+            match asked.split(' ').nth(1).and_then(|path| path.rsplit('/').next()) {
+                Some("info") => answer(&stream, 200, &self.info),
+                Some("power-button") => self.waits = Some(stream),
+                Some("done") => self.waits.iter().for_each(|waits| answer(waits, 204, "")),
+                _ if asked.contains(last) => return answer(&stream, 204, ""),
+                _ => panic!("{asked}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_time_is_kept_while_a_guest_is_busy() {
+    let [name, other] = [name("busy"), name("busy-like")];
+    let mut guest = Guest::bare(COUNTS).named(&other).start();
+    guest.wait_for(READY);
+    let busy = Busy::new(&name, &other);
+    let busy = thread::spawn(|| busy.answer_until("/kill "));
+    let stopped = posada(&["stop", &name, "--timeout", "1"]).expect_status(0);
+    busy.join().unwrap();
+    let told = format!("posada: {name} has not shut down within 1 s, and is ended\n");
+    assert_eq!(stopped.messages(), told);
+    posada(&["kill", &other]).expect_status(0);
+    guest.wait().expect_status(0);
+}
+
+#[test]
+fn a_guest_that_is_busy_keeps_the_others_from_nothing() {
+    let [name, other] = [name("first"), name("second")];
+    let mut guest = Guest::bare(COUNTS).named(&other).start();
+    guest.wait_for(READY);
+    let busy = Busy::new(&name, &other);
+    let busy = thread::spawn(|| busy.answer_until("/resume "));
+    let stop = Running::of(guest::command(&["stop", &name, &other, "--timeout", "600"]));
+    while pressed(&mut guest) == "0" {}
+    guest.send("end\n");
+    guest.wait().expect_status(0);
+    UnixStream::connect(socket(&name))
+        .and_then(|mut done| done.write_all(http::text("PUT", "/done", "").as_bytes()))
+        .unwrap();
+    assert_eq!(stop.wait().expect_status(0).messages(), "");
+    busy.join().unwrap();
 }
 
 #[test]

@@ -13,6 +13,7 @@ use vmm::snapshot::{Snapshot, SnapshotOptions};
 
 use super::background::Starting;
 use super::guests::inspect;
+use super::messages::Failures;
 use super::output::{print, print_json};
 use super::{Failure, say};
 
@@ -70,29 +71,24 @@ impl Clones {
             .map(|starting| starting.and_then(Starting::wait_until_ready))
             .collect();
         ready.iter_mut().flatten().for_each(Starting::go);
-        let mut failures = Vec::new();
+        let mut failures = Failures::default();
         let mut started = Vec::new();
         for (name, ready) in names.into_iter().zip(ready) {
             match ready.and_then(Starting::wait_until_it_runs) {
                 Ok(clone) => started.push(clone),
-                Err(failure) => failures.push(format!("{name}: {failure}")),
+                Err(failure) => failures.take(Err(Failure::Other(format!("{name}: {failure}")))),
             }
         }
         // By now nobody waits for it.
         runtime::sweep();
-        let printed = match self.json {
+        failures.take(match self.json {
             true => print_json(&started),
             false => {
                 let lines = started.iter().map(|clone| format!("{}\n", clone.name));
                 print(&lines.collect::<String>())
             }
-        };
-        failures.extend(printed.err().map(|failure| failure.to_string()));
-        let Some(last) = failures.pop() else { return Ok(()) };
-        failures
-            .iter()
-            .for_each(|failure| say(format_args!("posada: {failure}")));
-        Err(Failure::Other(last))
+        });
+        failures.result()
     }
 
     fn template(&self) -> Result<Template, Failure> {

@@ -14,6 +14,7 @@ use vmm::control::{self, Answer, ControlError, GuestInfo, Request};
 use vmm::runtime::remains::{self, CONSOLE, Ending};
 use vmm::runtime::{self, RuntimeError};
 
+use super::messages::Failures;
 use super::output::{print, print_json};
 use super::snapshot::unexpected;
 use super::table::{cell, table, time};
@@ -215,13 +216,22 @@ impl Inspect {
 impl Names {
     /// Asks each of them.
     pub fn tell(&self, request: &Request) -> Result<(), Failure> {
-        self.names.iter().try_for_each(|name| tell(name, request))
+        each(&self.names, |name| tell(name, request))
     }
 
     /// Ends each of them, and returns when its process is gone.
     pub fn kill(&self) -> Result<(), Failure> {
-        self.names.iter().try_for_each(|name| kill(name))
+        each(&self.names, kill)
     }
+}
+
+/// Does something with each of these guests, whatever becomes of the others.
+fn each(names: &[String], mut action: impl FnMut(&str) -> Result<(), Failure>) -> Result<(), Failure> {
+    let mut failures = Failures::default();
+    for name in names {
+        failures.take(action(name));
+    }
+    failures.result()
 }
 
 /// Ends a guest, and returns when its process is gone.
@@ -235,19 +245,17 @@ fn kill(name: &str) -> Result<(), Failure> {
 impl Remove {
     /// Removes what each of them has left.
     pub fn execute(self) -> Result<(), Failure> {
-        self.names
-            .iter()
-            .try_for_each(|name| match remains::discard(name) {
-                Err(RuntimeError::Runs(_)) if self.force => {
-                    kill(name)?;
-                    match remains::discard(name) {
-                        // One in the foreground leaves nothing.
-                        Err(RuntimeError::Unknown(_)) => Ok(()),
-                        removed => Ok(removed.map_err(ControlError::from)?),
-                    }
+        each(&self.names, |name| match remains::discard(name) {
+            Err(RuntimeError::Runs(_)) if self.force => {
+                kill(name)?;
+                match remains::discard(name) {
+                    // One in the foreground leaves nothing.
+                    Err(RuntimeError::Unknown(_)) => Ok(()),
+                    removed => Ok(removed.map_err(ControlError::from)?),
                 }
-                removed => Ok(removed.map_err(ControlError::from)?),
-            })
+            }
+            removed => Ok(removed.map_err(ControlError::from)?),
+        })
     }
 }
 

@@ -11,6 +11,8 @@ use tracing_subscriber::fmt::format;
 use tracing_subscriber::fmt::format::FmtSpan;
 use vmm::console::LogWriter;
 
+use super::Failure;
+
 /// Where messages go when nobody is at this process.
 static KEPT: OnceLock<Mutex<LogWriter>> = OnceLock::new();
 
@@ -44,6 +46,29 @@ impl Write for Messages {
 /// Tells the user. Who has closed standard error, or filled its disk, is told by the exit status alone.
 pub fn say(message: fmt::Arguments<'_>) {
     let _ = writeln!(Messages, "{message}");
+}
+
+/// What has gone wrong with some of several guests. It does not keep the others from what they are asked for.
+#[derive(Default)]
+pub struct Failures(Option<Failure>);
+
+impl Failures {
+    /// Adds how it went with one. All failures are told, the last one by who gets the result.
+    pub fn take(&mut self, done: Result<(), Failure>) {
+        if let Err(failure) = done
+            && let Some(earlier) = self.0.replace(failure)
+        {
+            say(format_args!("posada: {earlier}"));
+        }
+    }
+
+    /// Whether all went well.
+    ///
+    /// # Errors
+    /// The last failure.
+    pub fn result(self) -> Result<(), Failure> {
+        self.0.map_or(Ok(()), Err)
+    }
 }
 
 /// Starts the log, which tells the more the oftener `--verbose` was given.

@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use vmm::lifecycle::Phase;
 use vmm::runtime;
 
 use super::guests::{inspect, tell};
+use super::messages::Failures;
 use super::{Failure, completions, say};
 
 pub const EXAMPLES: &str = "\
@@ -41,24 +42,17 @@ impl Stop {
     pub fn execute(self) -> Result<(), Failure> {
         let directory_of = |name: String| runtime::directory_of(&name).map(|directory| (name, directory));
         let guests: Result<Vec<_>, _> = self.names.into_iter().map(directory_of).collect();
-        let mut waiting = Waiting::new(Duration::from_secs(self.timeout.into()));
-        let mut asked = Ok(());
-        for (name, directory) in guests.map_err(ControlError::from)? {
-            match unless_gone(&name, press(&name)) {
-                Ok(()) => waiting.add(name, directory),
-                failed => asked = failed,
-            }
-        }
-        waiting.wait_in_time();
-        for name in &waiting.names {
+        let mut failures = Failures::default();
+        let asked = Waiting::begin(guests.map_err(ControlError::from)?, press);
+        let late = asked.wait_in_time(Duration::from_secs(self.timeout.into()), &mut failures);
+        for (name, _) in &late {
             say(format_args!(
                 "posada: {name} has not shut down within {} s, and is ended",
                 self.timeout
             ));
-            unless_gone(name, tell(name, &Request::Kill))?;
         }
-        waiting.wait();
-        asked
+        Waiting::begin(late, |name| tell(name, &Request::Kill)).wait(&mut failures);
+        failures.result()
     }
 }
 
@@ -76,80 +70,88 @@ fn unless_gone(name: &str, asked: Result<(), Failure>) -> Result<(), Failure> {
     asked.or_else(|failure| runtime::directory_of(name).map_or(Ok(()), |_| Err(failure)))
 }
 
-/// Guests that are to end.
+/// A guest's name and directory.
+type Guest = (String, PathBuf);
+
+/// Guests that are asked to end.
 struct Waiting {
-    names: Vec<String>,
+    guests: Vec<Guest>,
     start: Instant,
-    timeout: Duration,
-    gone: Receiver<String>,
-    sender: Sender<String>,
+    /// Whose process is gone, or why it could not be asked.
+    done: Receiver<(String, Result<(), Failure>)>,
 }
 
 impl Waiting {
-    fn new(timeout: Duration) -> Self {
-        let (sender, gone) = mpsc::channel();
+    /// Asks each on a thread of its own: one that is at something else holds up only its answer, and the lock that tells of a process
+    /// knows no deadline.
+    fn begin(guests: Vec<Guest>, ask: fn(&str) -> Result<(), Failure>) -> Self {
+        let (sender, done) = mpsc::channel();
+        for (name, directory) in guests.clone() {
+            let sender = sender.clone();
+            thread::spawn(move || {
+                let asked = unless_gone(&name, ask(&name));
+                if asked.is_ok() {
+                    runtime::wait_until_gone(&directory);
+                }
+                // Fails when nobody waits any more.
+                let _ = sender.send((name, asked));
+            });
+        }
         Self {
-            names: Vec::new(),
+            guests,
             start: Instant::now(),
-            timeout,
-            gone,
-            sender,
+            done,
         }
     }
 
-    /// Waits for this one, too, on a thread of its own: the lock that tells of its process knows no deadline.
-    fn add(&mut self, name: String, directory: PathBuf) {
-        self.names.push(name.clone());
-        let sender = self.sender.clone();
-        thread::spawn(move || {
-            runtime::wait_until_gone(&directory);
-            // Fails when nobody waits any more.
-            let _ = sender.send(name);
-        });
-    }
-
-    /// Until all are gone, or the time is over.
-    fn wait_in_time(&mut self) {
+    /// Until all are gone, or the time is over; returns those that are still there.
+    fn wait_in_time(mut self, timeout: Duration, failures: &mut Failures) -> Vec<Guest> {
         let mut told = false;
-        while !self.names.is_empty() {
-            let left = self.timeout.saturating_sub(self.start.elapsed());
-            match self.gone.recv_timeout(left.min(TICK)) {
-                Ok(name) => self.names.retain(|waiting| *waiting != name),
+        while !self.guests.is_empty() {
+            let left = timeout.saturating_sub(self.start.elapsed());
+            match self.done.recv_timeout(left.min(TICK)) {
+                Ok((name, asked)) => {
+                    self.guests.retain(|(waiting, _)| *waiting != name);
+                    failures.take(asked);
+                }
                 Err(_) if left <= TICK => break,
                 Err(_) => {
                     told = true;
-                    self.tell();
+                    self.tell(timeout);
                 }
             }
         }
         if told {
-            self.clear_line();
+            clear_line();
         }
+        self.guests
     }
 
     /// Until all are gone.
-    fn wait(&mut self) {
-        while !self.names.is_empty()
-            && let Ok(name) = self.gone.recv()
-        {
-            self.names.retain(|waiting| *waiting != name);
+    fn wait(self, failures: &mut Failures) {
+        for (_, asked) in self.done {
+            failures.take(asked);
         }
     }
 
     /// Shows a person what is waited for, in a line that is written anew.
-    fn tell(&self) {
-        self.clear_line();
+    fn tell(&self, timeout: Duration) {
+        clear_line();
         if io::stderr().is_terminal() {
-            let names = self.names.join(", ");
-            let (passed, all) = (self.start.elapsed().as_secs(), self.timeout.as_secs());
+            let names: Vec<_> = self.guests.iter().map(|(name, _)| name.as_str()).collect();
+            let (passed, all) = (self.start.elapsed().as_secs(), timeout.as_secs());
             // A person who has closed the terminal does not want to know.
-            let _ = write!(io::stderr(), "posada: {names} shutting down, {passed} of {all} s");
+            let _ = write!(
+                io::stderr(),
+                "posada: {} shutting down, {passed} of {all} s",
+                names.join(", ")
+            );
         }
     }
+}
 
-    fn clear_line(&self) {
-        if io::stderr().is_terminal() {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
+fn clear_line() {
+    if io::stderr().is_terminal() {
+        let _ = write!(io::stderr(), "\r\x1b[K");
     }
 }
