@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::{self, Command, Stdio};
+use std::process::{self, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
@@ -84,9 +84,7 @@ impl Played {
 
     /// `posada exec` with these arguments behind the guest's name, to be started by the test, which has its input.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = guest::command(&[&["exec", &self.name], arguments].concat());
-        command.stdin(Stdio::piped());
-        command
+        guest::streaming(&[&["exec", &self.name], arguments].concat())
     }
 
     /// `posada cp`, with `{}` in the guest's place.

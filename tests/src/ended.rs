@@ -45,6 +45,14 @@ impl Ended {
         self
     }
 
+    /// Checks the exit status and all that was printed, on standard output and on standard error.
+    #[track_caller]
+    pub fn expect_said(self, code: i32, output: &str, error: &str) {
+        let ended = self.expect_status(code);
+        let said = (ended.console(), ended.messages());
+        assert_eq!((said.0.as_str(), said.1.as_str()), (output, error));
+    }
+
     /// Checks that posada refused its work in good manner: this exit status, nothing on standard output, and
     /// on standard error one line, which names every one of `named`.
     #[track_caller]

@@ -314,6 +314,11 @@ pub fn command<S: AsRef<OsStr>>(arguments: &[S]) -> Command {
 }
 
 fn posada_with<S: AsRef<OsStr>>(arguments: &[S], stdin: Stdio) -> Command {
+/// A posada with these arguments that reads what the test sends, to be [started](Running::of).
+pub fn streaming<S: AsRef<OsStr>>(arguments: &[S]) -> Command {
+    posada_with(arguments, Stdio::piped())
+}
+
     let mut command = Command::new(binary::binary());
     command
         .args(arguments)

@@ -24,6 +24,7 @@ pub mod stand_in;
 pub mod stream;
 pub mod terminal;
 pub mod traveller;
+pub mod tree;
 pub mod usage;
 pub mod vsock;
 

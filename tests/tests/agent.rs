@@ -1,118 +1,23 @@
-//! The agent in a guest: commands with all that a command has, files both ways, in one Linux guest from its boot to a clone of it; and what a
-//! guest may say that is no friend.
+//! The agent in a guest: commands with all that a command has, and in one Linux guest files, too, from its boot to a clone of it.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::signal::Signal;
 use posada_tests::agent::{Played, answer};
-use posada_tests::guest::{self, command};
+use posada_tests::guest::{self, command, streaming};
 use posada_tests::running::until;
-use posada_tests::{Ended, Guest, Running, posada};
-use vmm_sys_util::tempdir::TempDir;
-
-/// Bytes of which no two pages are alike.
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 1_u32;
-    let next = move || {
-        // The linear congruential generator of Numerical Recipes.
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state.to_be_bytes()
-    };
-    let mut bytes: Vec<u8> = std::iter::repeat_with(next).take(len / 4 + 1).flatten().collect();
-    bytes.truncate(len);
-    bytes
-}
-
-/// A directory for a test, and paths in it.
-struct Place(TempDir);
-
-impl Place {
-    fn new() -> Self {
-        Self(TempDir::new().expect("a directory for temporary files"))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.as_path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
-    fn names(&self, name: &str) -> Vec<String> {
-        let entries = fs::read_dir(self.path(name)).expect("a directory");
-        let mut names: Vec<_> = entries
-            .map(|entry| {
-                entry
-                    .expect("an entry")
-                    .file_name()
-                    .into_string()
-                    .expect("a plain name")
-            })
-            .collect();
-        names.sort();
-        names
-    }
-}
-
-/// A tree with all that is copied.
-fn plant(root: &Path) {
-    fs::create_dir_all(root.join("deep/empty")).expect("a directory");
-    fs::write(root.join("deep/noise"), noise(5000)).expect("a file");
-    fs::write(root.join("script"), "#!/bin/sh\nexit 9\n").expect("a file");
-    fs::set_permissions(root.join("script"), Permissions::from_mode(0o751)).expect("a mode");
-    fs::set_permissions(root.join("deep/empty"), Permissions::from_mode(0o710)).expect("a mode");
-    symlink("deep/noise", root.join("link")).expect("a link");
-    symlink("/nowhere", root.join("dangling")).expect("a link");
-}
-
-/// What there is: names, modes, times, links and contents.
-fn described(root: &Path) -> Vec<String> {
-    let (mut all, mut left) = (Vec::new(), vec![root.to_owned()]);
-    while let Some(path) = left.pop() {
-        let found = fs::symlink_metadata(&path).expect("it is there");
-        let what = if found.is_dir() {
-            let entries = fs::read_dir(&path).expect("a directory");
-            left.extend(entries.map(|entry| entry.expect("an entry").path()));
-            String::new()
-        } else if found.is_symlink() {
-            fs::read_link(&path).expect("a link").display().to_string()
-        } else {
-            format!("{:?}", fs::read(&path).expect("a file"))
-        };
-        let name = path.strip_prefix(root).expect("it is below").display();
-        all.push(format!("{name} {:o} {} {what}", found.mode(), found.mtime()));
-    }
-    all.sort();
-    all
-}
-
-#[track_caller]
-fn expect(ended: Ended, status: i32, output: &str, error: &str) {
-    let ended = ended.expect_status(status);
-    assert_eq!(
-        (ended.console().as_str(), ended.messages().as_str()),
-        (output, error)
-    );
-}
+use posada_tests::tree::{Place, described, noise, plant};
+use posada_tests::{Guest, Running, posada};
 
 #[test]
 fn a_linux_guest_runs_commands_and_takes_files_and_so_does_its_clone() {
     let name = format!("agent-{}", process::id());
     let guest = Guest::booted().named(&name).start();
     let exec = |arguments: &[&str]| posada(&[&["exec", &name, "--"], arguments].concat());
-    expect(
-        exec(&["sh", "-c", "echo out; echo err >&2; exit 7"]),
-        7,
-        "out\n",
-        "err\n",
-    );
+    exec(&["sh", "-c", "echo out; echo err >&2; exit 7"]).expect_said(7, "out\n", "err\n");
     // busybox's, which has no links in the tiny guest.
-    expect(exec(&["echo", "a  b", "$HOME"]), 0, "a  b $HOME\n", "");
+    exec(&["echo", "a  b", "$HOME"]).expect_said(0, "a  b $HOME\n", "");
     assert_eq!(exec(&["no-such-command"]).status.code(), Some(127));
 
     let input = noise(50_000);
@@ -145,10 +50,10 @@ fn a_linux_guest_runs_commands_and_takes_files_and_so_does_its_clone() {
     size.wait_for("20 40\r\n");
     assert_eq!(size.wait().expect_status(0).terminal, Some(before));
 
-    let place = Place::new();
+    let place = Place::empty();
     plant(&place.path("tree"));
     posada(&["cp", &place.text("tree"), &format!("{name}:/tmp")]).expect_status(0);
-    expect(exec(&["/tmp/tree/script"]), 9, "", "");
+    exec(&["/tmp/tree/script"]).expect_said(9, "", "");
     posada(&["cp", &format!("{name}:/tmp/tree"), &place.text("back")]).expect_status(0);
     assert_eq!(described(&place.path("back")), described(&place.path("tree")));
 
@@ -165,7 +70,7 @@ fn a_linux_guest_runs_commands_and_takes_files_and_so_does_its_clone() {
     posada(&["clone", &name, "--name", &name]).expect_status(0);
     let clone = format!("{name}-1");
     let told = posada(&["exec", &clone, "--", "cat", "/tmp/tree/script"]);
-    expect(told, 0, "#!/bin/sh\nexit 9\n", "");
+    told.expect_said(0, "#!/bin/sh\nexit 9\n", "");
     posada(&["kill", &clone]).expect_status(0);
     held.signal(Signal::SIGINT);
     held.wait().expect_status(130);
@@ -186,13 +91,6 @@ fn a_linux_guest_runs_commands_and_takes_files_and_so_does_its_clone() {
     guest.wait().expect_status(0);
 }
 
-/// A posada with these arguments that reads what the test sends.
-fn streaming(arguments: &[&str]) -> process::Command {
-    let mut command = command(arguments);
-    command.stdin(process::Stdio::piped());
-    command
-}
-
 #[test]
 fn an_agent_that_is_still_starting_is_waited_for_if_one_is_told_to() {
     static CALLS: AtomicU32 = AtomicU32::new(0);
@@ -204,24 +102,18 @@ fn an_agent_that_is_still_starting_is_waited_for_if_one_is_told_to() {
     guest
         .exec(&["true"])
         .expect_refusal(1, &["no agent listens", "--wait"]);
-    expect(
-        posada(&["exec", "--wait", "3600", guest.name(), "echo", "up"]),
-        0,
-        "up\n",
-        "",
-    );
+    posada(&["exec", "--wait", "3600", guest.name(), "echo", "up"]).expect_said(0, "up\n", "");
 }
 
 #[test]
 fn a_command_has_its_streams_and_its_status() {
     let guest = Played::by_an_agent();
-    expect(
-        guest.exec(&["sh", "-c", "echo out; echo err >&2; exit 7"]),
-        7,
-        "out\n",
-        "err\n",
-    );
-    expect(guest.exec(&["sh", "-c", "kill -TERM $$"]), 143, "", "");
+    guest
+        .exec(&["sh", "-c", "echo out; echo err >&2; exit 7"])
+        .expect_said(7, "out\n", "err\n");
+    guest
+        .exec(&["sh", "-c", "kill -TERM $$"])
+        .expect_said(143, "", "");
     guest
         .exec(&["/nonexistent"])
         .expect_refusal(127, &["/nonexistent", "No such file"]);
@@ -238,12 +130,7 @@ fn a_command_has_its_streams_and_its_status() {
         "-c",
         "pwd; echo $WORD",
     ];
-    expect(
-        posada(&[&["exec"], &environment[..]].concat()),
-        0,
-        "/usr\na b\n",
-        "",
-    );
+    posada(&[&["exec"], &environment[..]].concat()).expect_said(0, "/usr\na b\n", "");
     posada(&["exec", "--cwd", "/nonexistent", guest.name(), "true"]).expect_refusal(126, &["/nonexistent"]);
 }
 
@@ -301,7 +188,7 @@ fn a_command_that_does_not_listen_does_not_hold_posada() {
 
 #[test]
 fn a_command_whose_posada_is_killed_is_hung_up() {
-    let (guest, place) = (Played::by_an_agent(), Place::new());
+    let (guest, place) = (Played::by_an_agent(), Place::empty());
     let script = format!(
         "trap 'echo bye; echo bye >&2; echo > {}; exit' HUP; echo ready; while :; do sleep 0.02; done",
         place.text("told")
@@ -338,100 +225,4 @@ fn a_terminal_is_the_commands_until_it_ends() {
     running.send("\x03");
     let ended = running.wait().expect_status(130);
     assert_eq!(ended.terminal, Some(before));
-}
-
-#[test]
-fn files_and_trees_are_copied_as_cp_would() {
-    let (guest, here, there) = (Played::by_an_agent(), Place::new(), Place::new());
-    plant(&here.path("tree"));
-    let in_guest = |name: &str| format!("{{}}:{}", there.text(name));
-    let cp = |from: &str, to: &str| expect(guest.cp(from, to), 0, "", "");
-
-    cp(&here.text("tree"), &in_guest("")); // into a directory
-    cp(&here.text("tree"), &in_guest("other")); // by another name
-    assert_eq!(described(&there.path("tree")), described(&here.path("tree")));
-    assert_eq!(described(&there.path("other")), described(&here.path("tree")));
-    cp(&in_guest("tree"), &here.text("back"));
-    assert_eq!(described(&here.path("back")), described(&here.path("tree")));
-
-    // A tree that is there gets what is new, and keeps what it has.
-    fs::write(here.path("tree/script"), "new").expect("a file");
-    fs::write(there.path("tree/kept"), "kept").expect("a file");
-    cp(&here.text("tree"), &in_guest(""));
-    cp(&here.text("tree/."), &in_guest("other"));
-    for name in ["tree", "other"] {
-        assert_eq!(
-            fs::read(there.path(name).join("script")).expect("it is there"),
-            b"new"
-        );
-    }
-    assert_eq!(fs::read(there.path("tree/kept")).expect("it is there"), b"kept");
-
-    cp(&in_guest("tree/link"), &here.text("followed"));
-    assert_eq!(fs::read(here.path("followed")).expect("a file"), noise(5000));
-    expect(guest.cp(&in_guest("tree/script"), "-"), 0, "new", "");
-    let mut input = Running::of(streaming(&[
-        "cp",
-        "-",
-        &format!("{}:{}", guest.name(), there.text("input")),
-    ]));
-    input.send(noise(300_000));
-    input.end_input();
-    expect(input.wait(), 0, "", "");
-    assert!(fs::read(there.path("input")).expect("it is there") == noise(300_000));
-    assert_eq!(
-        there.names(""),
-        ["input", "other", "tree"],
-        "nothing else is left"
-    );
-}
-
-#[test]
-fn what_cannot_be_copied_is_said_and_leaves_nothing() {
-    let (guest, here, there) = (Played::by_an_agent(), Place::new(), Place::new());
-    fs::write(here.path("file"), "file").expect("a file");
-    let refused = |from: &str, to: &str, named: &[&str]| guest.cp(from, to).expect_refusal(1, named);
-    refused("/nonexistent", "{}:/tmp", &["/nonexistent", "No such file"]);
-    refused(
-        "{}:/nonexistent",
-        &here.text(""),
-        &["/nonexistent", "No such file"],
-    );
-    refused(
-        &here.text("file"),
-        &format!("{{}}:{}", there.text("missing/name")),
-        &["missing", "No such file"],
-    );
-    refused(
-        &here.text("file"),
-        &format!("{{}}:{}", there.text("missing/")),
-        &["missing/", "No such file"],
-    );
-    refused("{}:/dev/null", &here.text(""), &["/dev/null", "device"]);
-    refused("{}:/etc/passwd", "/dev/null", &["/dev/null", "device"]);
-    refused("{}:/etc", "-", &["/etc", "directory"]);
-    fs::create_dir(there.path("file")).expect("a directory");
-    fs::write(there.path("file/file"), "old").expect("a file");
-    fs::create_dir(here.path("dir")).expect("a directory");
-    fs::create_dir(there.path("dir")).expect("a directory");
-    fs::write(there.path("dir/dir"), "a file").expect("a file");
-    refused(
-        &here.text("dir"),
-        &format!("{{}}:{}", there.text("dir")),
-        &["dir", "Not a directory"],
-    );
-    for (from, to, named) in [
-        ("a", "b", "neither end is in a guest"),
-        ("{}:/a", "{}:/b", "both ends are in guests"),
-        ("-", "-", "neither end"),
-    ] {
-        guest.cp(from, to).expect_refusal(2, &[named]);
-    }
-    assert_eq!(
-        (here.names(""), there.names("")),
-        (
-            vec!["dir".into(), "file".into()],
-            vec!["dir".into(), "file".into()]
-        )
-    );
 }
