@@ -250,13 +250,16 @@ impl Outgoing {
             match to.write(&self.bytes[self.sent..]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => self.sent += count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        self.bytes.clear();
-        self.sent = 0;
+        // Who reads slowly may never have all of it. Each byte that is moved is paid for by one that has gone.
+        if self.sent >= self.len() {
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
+        }
         Ok(())
     }
 }
@@ -305,6 +308,44 @@ mod tests {
             }
             assert_eq!(incoming.wait(&mut stream).unwrap(), None);
         }
+    }
+
+    /// A stream that takes a byte each time that it is asked.
+    struct Trickling(Vec<u8>, bool);
+
+    impl Write for Trickling {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if self.1 {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            self.0.push(bytes[0]);
+            Ok(1)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn who_never_takes_all_that_there_is_does_not_have_it_kept() {
+        const MOST: usize = 100;
+        let (mut outgoing, mut stream) = (Outgoing::default(), Trickling(Vec::new(), false));
+        while stream.0.len() < 100 * MOST {
+            while outgoing.len() < MOST {
+                outgoing.add(Frame::Output(b"out"));
+            }
+            outgoing.flush(&mut stream).unwrap();
+            assert!(
+                outgoing.bytes.capacity() < 5 * MOST,
+                "{}",
+                outgoing.bytes.capacity()
+            );
+        }
+        let mut frame = Vec::new();
+        Frame::Output(b"out").append_to(&mut frame);
+        assert!(stream.0.chunks(frame.len()).all(|part| frame.starts_with(part)));
     }
 
     #[test]
