@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use guest_agent::terminal;
 use nix::unistd::getuid;
 use vmm_sys_util::tempdir::TempDir;
 
@@ -233,7 +234,7 @@ impl Guest {
         let before = terminal.settings();
         let mut command = self.command(terminal.stdio());
         command.stdout(terminal.stdio()).stderr(terminal.stdio());
-        terminal.control(&mut command);
+        terminal::control(&mut command);
         let cores = self.cores();
         let mut running = Running::on_terminal(command, terminal, Some(self.files));
         running.keep(cores);
@@ -304,7 +305,7 @@ pub fn on_terminal<S: AsRef<OsStr>>(arguments: &[S]) -> (Running, Settings) {
     let before = terminal.settings();
     let mut command = posada_with(arguments, terminal.stdio());
     command.stdout(terminal.stdio()).stderr(terminal.stdio());
-    terminal.control(&mut command);
+    terminal::control(&mut command);
     (Running::on_terminal(command, terminal, None), before)
 }
 
@@ -313,12 +314,12 @@ pub fn command<S: AsRef<OsStr>>(arguments: &[S]) -> Command {
     posada_with(arguments, Stdio::null())
 }
 
-fn posada_with<S: AsRef<OsStr>>(arguments: &[S], stdin: Stdio) -> Command {
 /// A posada with these arguments that reads what the test sends, to be [started](Running::of).
 pub fn streaming<S: AsRef<OsStr>>(arguments: &[S]) -> Command {
     posada_with(arguments, Stdio::piped())
 }
 
+fn posada_with<S: AsRef<OsStr>>(arguments: &[S], stdin: Stdio) -> Command {
     let mut command = Command::new(binary::binary());
     command
         .args(arguments)

@@ -7,3 +7,4 @@ pub mod frame;
 pub mod landing;
 pub mod request;
 pub mod serve;
+pub mod terminal;

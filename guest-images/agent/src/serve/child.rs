@@ -2,8 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{self, ExitStatus, Stdio};
@@ -11,12 +10,12 @@ use std::process::{self, ExitStatus, Stdio};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{SigHandler, Signal, killpg, signal};
-use nix::unistd::{Pid, setsid};
+use nix::unistd::Pid;
 
 use crate::request::{Command, Failed, Size};
 
+use crate::terminal;
 /// What a shell's exit status is for a command that is there and cannot be run, and for one that is not there (POSIX.1-2017, Shell
 /// Command Language, §2.8.2).
 const NOT_EXECUTABLE: u8 = 126;
@@ -148,28 +147,14 @@ impl Child {
     }
 
     fn on_terminal(mut command: process::Command, size: Size) -> io::Result<Self> {
-        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
-        grantpt(&master)?;
-        unlockpt(&master)?;
-        let mut options = File::options();
-        let options = options.read(true).write(true).custom_flags(libc::O_NOCTTY);
-        let terminal = options.open(ptsname_r(&master)?)?;
-        let master = unhurried(master.into())?;
-        set_size(&master, size)?;
+        let (master, slave) = terminal::open()?;
+        let master = unhurried(master)?;
+        terminal::resize(&master, size)?;
         command
-            .stdin(terminal.try_clone()?)
-            .stdout(terminal.try_clone()?)
-            .stderr(terminal);
-        // SAFETY: between fork and exec only two system calls are made, and nothing is allocated.
-        unsafe {
-            command.pre_exec(|| {
-                setsid()?;
-                match libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) {
-                    0 => Ok(()),
-                    _ => Err(io::Error::last_os_error()),
-                }
-            });
-        }
+            .stdin(slave.try_clone()?)
+            .stdout(slave.try_clone()?)
+            .stderr(slave);
+        terminal::control(&mut command);
         let process = command.spawn()?;
         Ok(Self {
             ended: open_pidfd(&process)?,
@@ -185,7 +170,7 @@ impl Child {
     pub fn resize(&self, size: Size) {
         if let (true, Some(master)) = (self.has_terminal, &self.output) {
             // A terminal that is being hung up needs no size.
-            let _ = set_size(master, size);
+            let _ = terminal::resize(master, size);
         }
     }
 
@@ -250,20 +235,6 @@ fn failed(status: u8, message: String) -> Failed {
 fn unhurried(fd: OwnedFd) -> io::Result<File> {
     fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok(fd.into())
-}
-
-fn set_size(terminal: &File, size: Size) -> io::Result<()> {
-    let size = libc::winsize {
-        ws_row: size.rows,
-        ws_col: size.cols,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    // SAFETY: the call reads a winsize, which lives across it.
-    match unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 fn open_pidfd(process: &process::Child) -> io::Result<OwnedFd> {
