@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{self, ExitStatus, Stdio};
+use std::thread;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -14,14 +15,17 @@ use nix::sys::signal::{SigHandler, Signal, killpg, signal};
 use nix::unistd::Pid;
 
 use crate::request::{Command, Failed, Size};
-
 use crate::terminal;
+
 /// What a shell's exit status is for a command that is there and cannot be run, and for one that is not there (POSIX.1-2017, Shell
 /// Command Language, §2.8.2).
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 /// Added to a signal's number that has ended a command (ibid., as shells have it).
 const SIGNALLED: i32 = 128;
+/// What a command may have left in its pipes when it ends, or when nobody is there for it: the largest pipe's worth (pipe(7),
+/// pipe-max-size). Others may have them still, and go on writing.
+pub const MAX_LEFT: usize = 1 << 20;
 /// The tiny guest has its programs in this one, without links to it.
 const BUSYBOX: &str = "/bin/busybox";
 /// For an agent that was started without any.
@@ -186,9 +190,8 @@ impl Child {
         Ok(status.map(|status| shell_status(status).try_into().unwrap_or(u8::MAX)))
     }
 
-    /// Nobody is there for it any more: takes its input away, tells it, and waits for its end. What it still prints is read and dropped,
-    /// because a write to a closed pipe would end it before it has put things in order.
-    pub fn hang_up(mut self) -> io::Result<()> {
+    /// Nobody is there for it any more: takes its input away, and its terminal, and tells it. It must not have been waited for.
+    pub fn hang_up(&mut self) {
         self.input = None;
         self.signal(Signal::SIGHUP);
         // One that is stopped would not hear it.
@@ -197,13 +200,25 @@ impl Child {
         if self.has_terminal {
             self.output = None;
         }
+    }
+
+    /// Leaves it to put things in order, on a thread of its own: it may take its time, or never end.
+    pub fn leave(self) {
+        // Where there is no room for a thread, its output is closed at once, and its end is not waited for.
+        let _ = thread::Builder::new().spawn(move || self.see_out());
+    }
+
+    /// Waits for its end. What it still prints is read and dropped, because a write to a closed pipe would end it before it has put
+    /// things in order; one that prints more than [`MAX_LEFT`] bytes does something else.
+    fn see_out(mut self) -> io::Result<()> {
         let mut buffer = [0; 4096];
+        let mut left = MAX_LEFT;
         while self.waits_for_end()? {
             for stream in [&mut self.output, &mut self.error] {
-                if let Some(file) = stream
-                    && matches!(file.read(&mut buffer), Ok(0))
-                {
-                    *stream = None;
+                match stream.as_mut().map(|file| file.read(&mut buffer)) {
+                    Some(Ok(count @ 1..)) if count < left => left -= count,
+                    Some(Ok(_)) => *stream = None,
+                    Some(Err(_)) | None => {}
                 }
             }
         }

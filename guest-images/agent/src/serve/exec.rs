@@ -9,7 +9,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use super::child::Child;
+use super::child::{Child, MAX_LEFT};
 use crate::frame::{Carrier, Frame, Incoming, Malformed, Outgoing, PIECE, Standard, WINDOW, send_json};
 use crate::request::Command;
 
@@ -17,9 +17,6 @@ use crate::request::Command;
 const MAX_WAITING: usize = 2 * PIECE;
 /// Input that is taken is told of in such portions, so that keys that are pressed need no answer each.
 const PORTION: u32 = WINDOW as u32 / 4;
-/// What a command may have left in its pipes when it ends: the largest pipe's worth (pipe(7), pipe-max-size). Others may have them
-/// still, and go on writing.
-const MAX_LEFT: usize = 1 << 20;
 /// What ends the input of a terminal (POSIX.1-2017 §11.1.9, EOF).
 const END_OF_FILE: u8 = 4;
 
@@ -47,7 +44,11 @@ pub fn run(mut stream: &File, incoming: &mut Incoming, command: &Command) -> io:
             work.outgoing.flush(&mut stream)
         }
         (Err(error), Some(_)) => Err(error),
-        (outcome, None) => work.child.hang_up().and(outcome),
+        (outcome, None) => {
+            work.child.hang_up();
+            work.child.leave();
+            outcome
+        }
     }
 }
 

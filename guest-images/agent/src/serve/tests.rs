@@ -2,14 +2,19 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::unistd::Pid;
 
 use super::*;
 use crate::archive::{self, ROOT};
 use crate::data::{self, Meaning, Reader};
 use crate::frame::{Standard, WINDOW};
 use crate::request::{Command, Size, VERSION, read_greeting};
+
+/// How long anything may take on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A stream to an agent of this process's.
 struct Caller {
@@ -21,6 +26,7 @@ struct Caller {
 impl Caller {
     fn new() -> Self {
         let (mut stream, other) = UnixStream::pair().unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let other = File::from(OwnedFd::from(other));
         let agent = thread::spawn(move || serve(&other));
         assert_eq!(read_greeting(&mut stream).unwrap(), Some(VERSION));
@@ -71,15 +77,22 @@ impl Caller {
         }
     }
 
-    /// Waits for this text on standard output.
-    fn expect(&mut self, text: &str) {
-        let mut output = Vec::new();
-        while !String::from_utf8_lossy(&output).contains(text) {
+    /// Waits for this text on standard output. Returns what has come until then.
+    fn expect(&mut self, text: &str) -> String {
+        let mut output = String::new();
+        while !output.contains(text) {
             match self.incoming.wait(&mut self.stream).unwrap().unwrap() {
-                Frame::Output(bytes) => output.extend_from_slice(bytes),
+                Frame::Output(bytes) => output.push_str(&String::from_utf8_lossy(bytes)),
                 other => panic!("{other:?}"),
             }
         }
+        output
+    }
+
+    /// Waits for the stream's end, and drops what comes before it.
+    fn expect_end(mut self) {
+        while self.incoming.wait(&mut self.stream).unwrap().is_some() {}
+        assert!(self.agent.join().unwrap().is_err());
     }
 }
 
@@ -87,6 +100,17 @@ fn command(script: &str) -> Command {
     Command {
         argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
         ..Command::default()
+    }
+}
+
+/// Waits until the process that has printed its number has ended, of whatever.
+fn expect_death(number: &str) {
+    let start = Instant::now();
+    // Who has ended has no arguments any more, though nobody may have waited for it (proc_pid_cmdline(5)).
+    let runs = || fs::read(format!("/proc/{number}/cmdline")).is_ok_and(|line| !line.is_empty());
+    while runs() {
+        assert!(start.elapsed() < DEADLINE, "process {number} goes on");
+        thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -167,16 +191,38 @@ fn what_a_command_has_left_behind_does_not_keep_it() {
     assert_eq!(status, 0);
     // It is of the command's group no more than any other process: ended by its number.
     let sleeper = output.trim().parse().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(sleeper), nix::sys::signal::SIGKILL).unwrap();
+    kill(Pid::from_raw(sleeper), Signal::SIGKILL).unwrap();
 }
 
 #[test]
 fn a_command_whose_caller_is_gone_is_hung_up_with_all_of_its_group() {
-    let mut caller = Caller::shell("sleep 1000 & echo ready; wait");
-    caller.expect("ready\n");
+    let mut caller = Caller::shell("sleep 1000 & echo $!; wait");
+    let sleeper = caller.expect("\n");
     drop(caller.stream);
-    // It would wait for a thousand seconds.
     assert!(caller.agent.join().unwrap().is_err());
+    // It would wait for a thousand seconds.
+    expect_death(sleeper.trim());
+}
+
+#[test]
+fn a_caller_that_is_hung_up_on_does_not_wait_for_a_command_that_ignores_it() {
+    let mut caller = Caller::shell("trap '' HUP; echo $$; exec sleep 1000");
+    let command = caller.expect("\n");
+    // Nobody says that to an agent.
+    caller.say(Frame::Exit(0));
+    caller.expect_end();
+    let number = Pid::from_raw(command.trim().parse().unwrap());
+    kill(number, None).expect("it goes on");
+    kill(number, Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn a_command_that_is_hung_up_does_not_print_for_ever() {
+    let mut caller = Caller::shell("trap '' HUP; echo $$; exec yes");
+    let command = caller.expect("\n");
+    drop(caller.stream);
+    assert!(caller.agent.join().unwrap().is_err());
+    expect_death(command.lines().next().unwrap());
 }
 
 #[test]
