@@ -226,3 +226,37 @@ fn a_terminal_is_the_commands_until_it_ends() {
     let ended = running.wait().expect_status(130);
     assert_eq!(ended.terminal, Some(before));
 }
+
+/// As a shell does it for `fg`, which has had the terminal in its own mode meanwhile.
+#[test]
+fn a_terminal_that_was_another_jobs_is_the_commands_again() {
+    let guest = Played::by_an_agent();
+    let (mut cat, before) = guest::on_terminal(&["exec", "-t", guest.name(), "sh", "-c", "echo ready; cat"]);
+    cat.wait_for("ready");
+    let raw = cat.terminal().settings();
+    cat.signal(Signal::SIGSTOP);
+    cat.terminal().cook();
+    assert!(cat.terminal().settings() != raw);
+    cat.signal(Signal::SIGCONT);
+    cat.wait_until("the terminal being raw again", |cat| {
+        cat.terminal().settings() == raw
+    });
+    cat.send("\x04");
+    assert_eq!(cat.wait().expect_status(0).terminal, Some(before));
+}
+
+#[test]
+fn a_terminal_for_a_command_whose_input_or_output_is_a_pipe_ends_with_that() {
+    let guest = Played::by_an_agent();
+    let mut yes = Running::of(streaming(&["exec", "-t", guest.name(), "yes"]));
+    yes.wait_for("y\r\n");
+    yes.close_stdout();
+    let ended = yes.wait().expect_status(128 + Signal::SIGHUP as i32);
+    assert_eq!(ended.messages(), "");
+    // What is no whole line is read, too.
+    let mut cat = Running::of(streaming(&["exec", "-t", guest.name(), "cat"]));
+    cat.send("abc");
+    cat.end_input();
+    // The terminal's echo, and what the command prints.
+    cat.wait().expect_said(0, "abcabc", "");
+}

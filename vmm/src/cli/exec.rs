@@ -78,9 +78,8 @@ impl Exec {
         // What the command's own terminal prints is ready for this one.
         let raw = (tty && io::stdout().is_terminal()).then(|| RawTerminal::enter(Printed::AsItIs));
         let raw = raw.transpose().map_err(here)?.flatten();
-        let status = Session::new(agent, signals)?.carry_on();
-        drop(raw);
-        process::exit(status?.into())
+        let status = Session::new(agent, signals, raw)?.carry_on()?;
+        process::exit(status.into())
     }
 
     fn request(self) -> Command {
@@ -107,6 +106,7 @@ fn watch_signals(tty: bool) -> io::Result<SignalFd> {
     let mut watched: SigSet = PASSED.into_iter().collect();
     if tty {
         watched.add(Signal::SIGWINCH);
+        watched.add(Signal::SIGCONT);
     }
     watched.thread_block()?;
     Ok(SignalFd::with_flags(

@@ -30,6 +30,7 @@ pub fn run(mut stream: &File, incoming: &mut Incoming, command: &Command) -> io:
         child,
         outgoing: Outgoing::default(),
         waiting: Vec::new(),
+        in_line: false,
         input_ends: false,
         taken: 0,
         status: None,
@@ -62,6 +63,8 @@ struct Work {
     outgoing: Outgoing,
     /// Input that the command has not taken yet: at most [`WINDOW`] bytes.
     waiting: Vec<u8>,
+    /// Whether the last of the input has begun a line and not ended it.
+    in_line: bool,
     /// Whether there will be no more input.
     input_ends: bool,
     /// Bytes that the command has taken and nobody has been told of.
@@ -115,12 +118,15 @@ impl Work {
             Frame::Input(bytes) if self.waiting.len() + bytes.len() <= WINDOW && !self.input_ends => {
                 if self.child.input.is_some() {
                     self.waiting.extend_from_slice(bytes);
+                    self.in_line = !matches!(bytes.last(), Some(b'\n' | b'\r' | &END_OF_FILE));
                     self.feed();
                 }
             }
             Frame::InputEnd => {
                 if self.child.has_terminal {
-                    self.waiting.push(END_OF_FILE);
+                    // Behind half a line it only has that read.
+                    let times = if self.in_line { 2 } else { 1 };
+                    self.waiting.extend_from_slice(&[END_OF_FILE; 2][..times]);
                 }
                 self.input_ends = true;
                 self.feed();
@@ -132,8 +138,13 @@ impl Work {
                     self.child.signal(signal);
                 }
             }
-            // A terminal that nobody looks at is hung up.
-            Frame::Closed(_) if self.child.has_terminal => return Err(ErrorKind::BrokenPipe.into()),
+            // A terminal that nobody looks at is hung up. How the command ends is still told.
+            Frame::Closed(_) if self.child.has_terminal => {
+                if self.status.is_none() {
+                    self.waiting.clear();
+                    self.child.hang_up();
+                }
+            }
             Frame::Closed(Standard::Output) => self.child.output = None,
             Frame::Closed(Standard::Error) => self.child.error = None,
             _ => return Err(Malformed.into()),

@@ -261,6 +261,41 @@ fn a_terminal_has_a_size_that_changes_and_an_end_of_file() {
 }
 
 #[test]
+fn a_terminals_input_ends_behind_a_line_that_is_none() {
+    for (input, output) in [
+        ("", ""),
+        ("one\n", "one\n"),
+        ("one", "one"),
+        ("one\ntwo", "one\ntwo"),
+        // Its own end of file has sent the line on.
+        ("one\x04", "one"),
+    ] {
+        let mut command = command("stty -echo -onlcr; echo ready; cat");
+        command.tty = Some(Size { rows: 24, cols: 80 });
+        let mut caller = Caller::run(command);
+        caller.expect("ready\n");
+        if !input.is_empty() {
+            caller.say(Frame::Input(input.as_bytes()));
+        }
+        caller.say(Frame::InputEnd);
+        assert_eq!(caller.outcome(), told(output, "", 0), "{input:?}");
+    }
+}
+
+#[test]
+fn a_terminal_that_nobody_looks_at_is_hung_up_and_its_command_may_still_end_well() {
+    let mut command = command("trap 'exit 6' HUP; echo ready; while :; do sleep 0.01; done");
+    command.tty = Some(Size { rows: 24, cols: 80 });
+    let mut caller = Caller::run(command);
+    caller.expect("ready");
+    caller.say(Frame::Closed(Standard::Output));
+    // What is sent to it meanwhile does no harm.
+    caller.say(Frame::Input(b"x"));
+    caller.say(Frame::Window(Size { rows: 20, cols: 40 }));
+    assert_eq!(caller.outcome().2, 6);
+}
+
+#[test]
 fn what_is_no_request_is_answered_with_a_sentence_and_what_is_no_frame_with_the_end() {
     let mut caller = Caller::new();
     caller.say(Frame::Request(b"{\"fly\":{}}"));

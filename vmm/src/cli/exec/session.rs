@@ -10,6 +10,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{dup2_stdin, read};
+use tracing::warn;
+use vmm::console::RawTerminal;
 
 use super::sink::Sink;
 use super::{PASSED, terminal_size};
@@ -23,6 +25,8 @@ const PERSISTENT: u32 = 3;
 pub struct Session {
     agent: Agent,
     signals: SignalFd,
+    /// This process's, if it is the command's.
+    terminal: Option<RawTerminal>,
     outgoing: Outgoing,
     /// Whether there may be more on standard input for the command.
     has_input: bool,
@@ -59,12 +63,13 @@ impl Session {
     ///
     /// # Errors
     /// The stream to the agent cannot be used.
-    pub fn new(agent: Agent, signals: SignalFd) -> Result<Self, Failure> {
+    pub fn new(agent: Agent, signals: SignalFd, terminal: Option<RawTerminal>) -> Result<Self, Failure> {
         let prepared = agent.stream.set_nonblocking(true);
         prepared.map_err(|error| agent.lost(&error))?;
         Ok(Self {
             agent,
             signals,
+            terminal,
             outgoing: Outgoing::default(),
             has_input: true,
             under_way: 0,
@@ -172,10 +177,7 @@ impl Session {
         while let Ok(Some(info)) = self.signals.read_signal() {
             let signal = Signal::try_from(info.ssi_signo.cast_signed()).ok()?;
             let Some(place) = PASSED.iter().position(|passed| *passed == signal) else {
-                // Another size of the terminal.
-                terminal_size()
-                    .into_iter()
-                    .for_each(|size| self.outgoing.add(Frame::Window(size)));
+                self.see_to_terminal(signal);
                 continue;
             };
             self.signalled[place] += 1;
@@ -185,6 +187,18 @@ impl Session {
             self.outgoing.add(Frame::Signal(signal as u8));
         }
         None
+    }
+
+    /// The terminal has another size, or is this process's again and may have got one meanwhile.
+    fn see_to_terminal(&mut self, signal: Signal) {
+        if signal == Signal::SIGCONT
+            && let Some(Err(error)) = self.terminal.as_ref().map(RawTerminal::resume)
+        {
+            warn!("cannot put the terminal back into raw mode: {error}");
+        }
+        if let Some(size) = terminal_size() {
+            self.outgoing.add(Frame::Window(size));
+        }
     }
 
     fn print(&mut self, ready: &Ready) -> Result<(), Failure> {
