@@ -345,6 +345,27 @@ fn files_go_and_come() {
 }
 
 #[test]
+fn bytes_are_those_of_files_and_of_nothing_that_may_have_no_end() {
+    let home = tempfile::tempdir().unwrap();
+    let pipe = home.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let get = |path: &str| {
+        let (path, plain) = (path.to_owned(), true);
+        Caller::ask(&Request::Get { path, plain }).outcome()
+    };
+    for path in [pipe.to_str().unwrap(), "/dev/zero", "/dev/ptmx"] {
+        let (_, message, status) = get(path);
+        assert_eq!(status, 1, "{path}");
+        assert!(message.contains("may have no end"), "{path}: {message}");
+    }
+    // It says of itself that it is empty.
+    let (version, _, status) = get("/proc/version");
+    assert_eq!((status, version.starts_with("Linux")), (0, true), "{version}");
+    let (_, message, _) = get("/usr");
+    assert!(message.contains("directory"), "{message}");
+}
+
+#[test]
 fn half_a_file_is_none() {
     let home = tempfile::tempdir().unwrap();
     let mut caller = Caller::ask(&Request::Put {
