@@ -19,6 +19,8 @@ pub(crate) use error::cannot;
 pub const ROOT: &str = "copy";
 /// The longest path that Linux takes, in bytes (PATH_MAX in linux/limits.h, without its NUL).
 const MAX_PATH: usize = 4095;
+/// How many names a path may have. Whoever removes or merges a tree has files open for each of its levels.
+const MAX_DEPTH: usize = 200;
 /// What a header has room for in a name (POSIX.1-2017, pax, "ustar Interchange Format").
 const MAX_SHORT: usize = 100;
 /// The name of an entry that carries the name of the next one (GNU tar's manual, "Basic Tar Format").

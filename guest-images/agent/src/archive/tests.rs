@@ -170,6 +170,22 @@ fn nothing_is_made_outside() {
 }
 
 #[test]
+fn a_tree_that_is_too_deep_to_be_removed_again_is_refused() {
+    for (levels, fits) in [
+        (MAX_DEPTH, true),
+        (MAX_DEPTH + 1, false),
+        (MAX_PATH / 2 - 2, false),
+    ] {
+        let (_home, into, _) = beside();
+        let name = format!("copy{}", "/d".repeat(levels - 1));
+        let forged = Forged::default().with(EntryType::GNULongName, "x", "", name.as_bytes());
+        let unpacked = unpack_into(&into, &forged.file("copy").end()[..]);
+        assert_eq!(unpacked.is_ok(), fits, "{levels} levels: {unpacked:?}");
+        assert_eq!(into.join(ROOT).exists(), fits, "{levels} levels");
+    }
+}
+
+#[test]
 fn modes_that_mean_more_than_permissions_are_not_taken() {
     let (_home, into, _) = beside();
     let mut header = Header::new_gnu();

@@ -15,7 +15,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::symlinkat;
 use tar::{Archive, Entry, EntryType};
 
-use super::{CopyError, MAX_PATH, PERMISSIONS, ROOT, cannot};
+use super::{CopyError, MAX_DEPTH, MAX_PATH, PERMISSIONS, ROOT, cannot};
 use crate::frame::PIECE;
 
 /// What only the owner can use, while it is being made.
@@ -169,15 +169,18 @@ impl Unpacker<'_> {
     }
 }
 
-/// The path that an entry's name stands for: below what is copied, each part of it a name.
+/// The path that an entry's name stands for: below what is copied and not too deep, each part of it a name.
 fn checked(name: &[u8]) -> Result<&Path, CopyError> {
     let path = Path::new(OsStr::from_bytes(name));
     let mut parts = path.components();
     let begins = parts.next() == Some(Component::Normal(OsStr::new(ROOT)));
     let plain = parts.all(|part| matches!(part, Component::Normal(_)));
-    match begins && plain && !name.contains(&0) && name.len() <= MAX_PATH {
+    if !begins || !plain || name.contains(&0) || name.len() > MAX_PATH {
+        return Err(refused("a file elsewhere:", name));
+    }
+    match path.components().count() <= MAX_DEPTH {
         true => Ok(path),
-        false => Err(refused("a file elsewhere:", name)),
+        false => Err(refused("too many directories in each other:", name)),
     }
 }
 
