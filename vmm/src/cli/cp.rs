@@ -1,6 +1,6 @@
 //! `posada cp`: files and trees of files, into a running guest and out of it.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use guest_agent::archive::{CopyError, pack};
 use guest_agent::data::{self, Meaning, Reader};
 use guest_agent::frame::{Frame, Malformed, PIECE};
@@ -42,10 +43,10 @@ pub struct Copy {
     #[command(flatten)]
     waiting: Waiting,
     /// What to copy: a path here, a guest's name and a path there, or - for standard input
-    #[arg(value_name = "SRC|NAME:SRC", value_parser = place)]
+    #[arg(value_name = "SRC|NAME:SRC", value_parser = OsStringValueParser::new().try_map(place))]
     from: Place,
     /// Where to: likewise; into it, if it is a directory
-    #[arg(value_name = "NAME:DST|DST", value_parser = place)]
+    #[arg(value_name = "NAME:DST|DST", value_parser = OsStringValueParser::new().try_map(place))]
     to: Place,
 }
 
@@ -61,7 +62,11 @@ enum Place {
 }
 
 /// Reads an end as scp(1) does: a colon before the first slash ends a guest's name.
-fn place(text: &str) -> Result<Place, String> {
+fn place(text: OsString) -> Result<Place, String> {
+    let text = text.into_string().map_err(|_| {
+        "its name is not UTF-8, as the agent needs it: rename it, or copy the directory that it is in"
+            .to_owned()
+    })?;
     let guest = text.split_once(':').filter(|(guest, _)| !guest.contains('/'));
     match guest {
         _ if text == STANDARD => Ok(Place::Standard),
@@ -119,6 +124,7 @@ fn put(from: &Path, path: String, ask: impl Ask) -> Result<(), Failure> {
     // Before the guest is told of it.
     fs::metadata(from)
         .map_err(|error| Failure::Other(format!("cannot read '{}': {error}", from.display())))?;
+    // Nothing is lost: a name that is not UTF-8 has been refused.
     let name = name_of(from).map(|name| name.to_string_lossy().into_owned());
     let plain = false;
     let agent = ask(&Request::Put { path, name, plain })?;
@@ -191,9 +197,10 @@ fn get(path: String, to: &Path, ask: impl Ask) -> Result<(), Failure> {
     let mut agent = ask(&Request::Get { path, plain })?;
     let interrupted = hang_up_on_signals(&agent)?;
     let landed = land(&mut agent, to, name.as_deref());
-    match interrupted.load(Ordering::Relaxed) {
-        0 => landed,
-        signal => process::exit((SIGNALLED + signal).into()),
+    match (interrupted.load(Ordering::Relaxed), &landed) {
+        // One that is in its place was not interrupted.
+        (0, _) | (_, Ok(())) => landed,
+        (signal, Err(_)) => process::exit((SIGNALLED + signal).into()),
     }
 }
 
@@ -221,7 +228,8 @@ fn not_taken(guest: &str, error: io::Error) -> Failure {
     error.downcast().unwrap_or_else(|error| lost(guest, &error))
 }
 
-/// Has a signal end the stream, and with it the copy, which then leaves nothing behind. Returns where the signal's number will be.
+/// Has a signal end the stream, and with it the copy, which then leaves nothing behind; a second one ends this process as it is. Returns
+/// where the first one's number will be.
 fn hang_up_on_signals(agent: &Agent) -> Result<&'static AtomicU8, Failure> {
     static CAME: AtomicU8 = AtomicU8::new(0);
     let ending: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]
@@ -235,6 +243,9 @@ fn hang_up_on_signals(agent: &Agent) -> Result<&'static AtomicU8, Failure> {
             CAME.store(signal as u8, Ordering::Relaxed);
             // Fails where the stream has ended by itself.
             let _ = stream.shutdown(Shutdown::Both);
+        }
+        if let Ok(signal) = ending.wait() {
+            process::exit((SIGNALLED + signal as u8).into());
         }
     });
     Ok(&CAME)
@@ -278,10 +289,10 @@ mod tests {
             ("file", Place::Here("file".into())),
             ("-", Place::Standard),
         ] {
-            assert_eq!(place(text), Ok(expected), "{text}");
+            assert_eq!(place(text.into()), Ok(expected), "{text}");
         }
         for text in ["", "web:", ":/etc"] {
-            assert!(place(text).is_err(), "{text}");
+            assert!(place(text.into()).is_err(), "{text}");
         }
     }
 
