@@ -144,7 +144,26 @@ impl MmioTransport {
         self.signals.report(Trouble::Guest, &what);
     }
 
+    /// What an interrupt's handler and a doorbell need, on any CPU, does not wait for another CPU that stops the device: the
+    /// state is locked until all requests in flight are finished.
     fn read_register(&self, offset: u64) -> u32 {
+        match offset {
+            reg::INTERRUPT_STATUS => self.signals.interrupt_status(),
+            reg::CONFIG_GENERATION => self.signals.generation(),
+            _ => self.read_setup(offset),
+        }
+    }
+
+    /// As [`read_register`](Self::read_register).
+    fn write_register(&self, offset: u64, value: u32) {
+        match offset {
+            reg::INTERRUPT_ACK => self.signals.acknowledge(value),
+            reg::QUEUE_NOTIFY => self.ring(value),
+            _ => self.write_setup(offset, value),
+        }
+    }
+
+    fn read_setup(&self, offset: u64) -> u32 {
         let mut state = self.lock();
         match offset {
             reg::MAGIC_VALUE => reg::MAGIC,
@@ -154,25 +173,21 @@ impl MmioTransport {
             reg::DEVICE_FEATURES => half(self.features(), state.device_features_select),
             reg::QUEUE_SIZE_MAX => state.queue().map_or(0, |queue| queue.max_size.into()),
             reg::QUEUE_READY => state.queue().map_or(0, |queue| queue.ready.into()),
-            reg::INTERRUPT_STATUS => self.signals.interrupt_status(),
             reg::STATUS => state.status | self.signals.status_bits(),
-            reg::CONFIG_GENERATION => self.signals.generation(),
             // No shared memory region: its length is -1 (§4.2.2).
             reg::SHM_LEN_LOW | reg::SHM_LEN_HIGH | reg::SHM_BASE_LOW | reg::SHM_BASE_HIGH => u32::MAX,
             _ => 0,
         }
     }
 
-    fn write_register(&self, offset: u64, value: u32) {
+    fn write_setup(&self, offset: u64, value: u32) {
         let mut state = self.lock();
         match offset {
             reg::DEVICE_FEATURES_SEL => state.device_features_select = value,
             reg::DRIVER_FEATURES_SEL => state.driver_features_select = value,
             reg::DRIVER_FEATURES => self.set_driver_features(&mut state, value),
             reg::QUEUE_SEL => state.queue_select = value,
-            reg::INTERRUPT_ACK => self.signals.acknowledge(value),
             reg::STATUS => self.set_status(&mut state, value),
-            reg::QUEUE_NOTIFY => self.ring(value),
             reg::QUEUE_SIZE..=reg::QUEUE_DEVICE_HIGH => self.set_queue(&mut state, offset, value),
             // Read-only and reserved ones: such writes are lost (§4.2.2.2).
             _ => {}

@@ -3,6 +3,9 @@
 mod snapshots;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -146,6 +149,27 @@ fn a_fault_while_running_is_told_and_other_rings_are_ignored() {
         guest.write(reg::QUEUE_NOTIFY, index);
     }
     guest.turns.run();
+}
+
+/// A device is stopped under the lock of its state, which takes as long as the host's disk does.
+#[test]
+fn interrupts_and_doorbells_do_not_wait_for_a_cpu_that_stops_the_device() {
+    let guest = machine(Arc::new(Rng::default()));
+    start(&guest);
+    let (done, result) = mpsc::channel();
+    thread::scope(|scope| {
+        let stopping = guest.transport.lock();
+        scope.spawn(|| {
+            guest.read(reg::INTERRUPT_STATUS);
+            guest.read(reg::CONFIG_GENERATION);
+            guest.write(reg::INTERRUPT_ACK, reg::INTERRUPT_QUEUE);
+            guest.write(reg::QUEUE_NOTIFY, 0);
+            done.send(())
+        });
+        let answered = result.recv_timeout(Duration::from_secs(20));
+        drop(stopping);
+        answered.expect("they need nothing of the state");
+    });
 }
 
 #[test]
