@@ -62,7 +62,10 @@ pub enum Operation<'a> {
         durable: bool,
     },
     /// What was written before is on the disk when it is done: fdatasync(2).
-    Flush,
+    Flush {
+        /// It may be waited for, as little is to be written.
+        little: bool,
+    },
     /// fallocate(2).
     Allocate {
         /// `FALLOC_FL_*`.

@@ -268,7 +268,7 @@ impl Image {
 
     /// Takes note of the changes so far.
     pub fn clear_changes(&self) {
-        self.durability.written();
+        self.durability.written_by_others();
         if let Some(changes) = &self.changes {
             changes.clear();
         }

@@ -83,7 +83,7 @@ pub(super) unsafe fn perform(files: &Files, operation: Operation<'_>, flags: c_i
                 unsafe { libc::pwritev2(fd, buffers, count, offset as off_t, flags) }
             }
             // SAFETY: takes no memory.
-            Operation::Flush => unsafe { libc::fdatasync(fd) as isize },
+            Operation::Flush { .. } => unsafe { libc::fdatasync(fd) as isize },
             Operation::Allocate { mode, offset, len } => {
                 // SAFETY: takes no memory.
                 unsafe { libc::fallocate(fd, mode, offset as off_t, len as off_t) as isize }

@@ -118,6 +118,8 @@ fn perform(engine: &mut Engine, operation: Operation<'_>) -> io::Result<usize> {
     }
 }
 
+const FLUSH: Operation<'_> = Operation::Flush { little: true };
+
 fn buffer(bytes: &mut [u8]) -> [iovec; 1] {
     [iovec {
         iov_base: bytes.as_mut_ptr().cast(),
@@ -141,7 +143,7 @@ fn both_engines_read_write_flush_and_allocate() {
             };
             assert_eq!(perform(&mut engine, write).unwrap(), 4096);
         }
-        assert_eq!(perform(&mut engine, Operation::Flush).unwrap(), 0);
+        assert_eq!(perform(&mut engine, FLUSH).unwrap(), 0);
         let hole = Operation::Allocate {
             mode: libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE,
             offset: 8192,
@@ -207,6 +209,25 @@ fn an_engine_that_goes_waits_for_what_it_has_begun() {
     assert_eq!(fs::read(&path).unwrap(), [2; 4096]);
 }
 
+/// How long the host takes for it shows too late, when it already has the thread that serves other devices.
+#[test]
+fn a_flush_of_much_is_never_waited_for_however_quick_the_last_ones_were() {
+    let directory = TempDir::new().unwrap();
+    let path = file(&directory, &[1; 4096]);
+    let image = Image::open(&path, ImageOptions::default()).unwrap();
+    let mut engine = Engine::new(EngineKind::Uring, &image, 4).unwrap();
+    for _ in 0..4 {
+        assert_eq!(perform(&mut engine, FLUSH).unwrap(), 0);
+        let much = Operation::Flush { little: false };
+        // SAFETY: a flush has no buffers.
+        assert!(unsafe { engine.begin(0, much) }.is_none());
+        engine.submit().unwrap();
+        while engine.completed().is_none() {
+            engine.wait().unwrap();
+        }
+    }
+}
+
 #[test]
 fn an_image_is_free_as_soon_as_its_engine_is_gone() {
     let directory = TempDir::new().unwrap();
@@ -214,6 +235,6 @@ fn an_image_is_free_as_soon_as_its_engine_is_gone() {
     for kind in [EngineKind::Sync, EngineKind::Uring].repeat(20) {
         let image = Image::open(&path, ImageOptions::default()).expect("nobody has it any more");
         let mut engine = Engine::new(kind, &image, 4).unwrap();
-        assert_eq!(perform(&mut engine, Operation::Flush).unwrap(), 0);
+        assert_eq!(perform(&mut engine, FLUSH).unwrap(), 0);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! What the page cache has, or can take, is copied by a plain system call: that is cheaper than the ring's way, and gives
 //! each request back as it is done. It is told not to wait (`RWF_NOWAIT`); where a file system does not offer that, and
-//! for flushes, [`Patience`] decides. What would wait goes to the ring, all of a batch by one system call, and its end is
+//! for flushes of a little, [`Patience`] decides. What would wait goes to the ring, all of a batch by one system call, and its end is
 //! told by an eventfd. Direct I/O always goes to the ring.
 
 use std::io;
@@ -111,7 +111,7 @@ impl UringEngine {
                 durable: false,
                 ..
             } if !self.direct => (&mut self.writes, buffers),
-            Operation::Flush => {
+            Operation::Flush { little: true } => {
                 // SAFETY: the caller's promise.
                 return self
                     .flushes
@@ -237,7 +237,7 @@ fn entry(operation: Operation<'_>) -> squeue::Entry {
             .offset(offset)
             .rw_flags(if durable { libc::RWF_DSYNC } else { 0 })
             .build(),
-        Operation::Flush => opcode::Fsync::new(TOP).flags(types::FsyncFlags::DATASYNC).build(),
+        Operation::Flush { .. } => opcode::Fsync::new(TOP).flags(types::FsyncFlags::DATASYNC).build(),
         Operation::Allocate { mode, offset, len } => {
             opcode::Fallocate::new(TOP, len).offset(offset).mode(mode).build()
         }

@@ -182,7 +182,7 @@ impl VirtioDevice for Block {
         // §5.2.6.2: a driver that does not know FLUSH takes what is done for durable.
         let write_through = !activation.has(VIRTIO_BLK_F_FLUSH);
         // What was under way when a driver gave the device up has not been counted.
-        self.image().durability().written();
+        self.image().durability().written_by_others();
         let first = activation.take(0)?;
         let others = activation.queues.into_iter().flatten();
         std::iter::once(first)

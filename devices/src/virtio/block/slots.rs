@@ -229,7 +229,9 @@ impl Doing {
                 offset,
                 durable: false,
             },
-            Self::Flush(_) => Operation::Flush,
+            Self::Flush(flush) => Operation::Flush {
+                little: flush.is_little(),
+            },
             Self::Allocate(how) => Operation::Allocate {
                 mode: how.mode(),
                 offset,

@@ -22,6 +22,9 @@ const COMPLETION: u32 = 1;
 const TIMER: u32 = 2;
 const IMAGE: u32 = 3;
 
+/// Bytes that a change of what is allocated leaves to be flushed: the file system's own, a block or so.
+const METADATA: u64 = 4096;
+
 /// What a worker is made of beside its queue.
 pub(super) struct Setup {
     pub engine: Engine,
@@ -299,14 +302,20 @@ impl BlockWorker {
     #[inline]
     fn count(&mut self, tag: u16, doing: Doing, result: &io::Result<usize>) {
         let Extent { offset, len } = self.slots.get(tag).extent();
-        match (doing, result) {
+        let bytes = match (doing, result) {
             (Doing::Read | Doing::Flush(_), _) => return,
-            (Doing::Write { .. } | Doing::Zero, Ok(done)) => self.image.wrote(offset, *done as u64),
-            (Doing::Allocate(_), Ok(_)) => self.image.wrote(offset, len),
-            // Who knows how far it came.
-            (_, Err(_)) => {}
-        }
-        self.image.durability().written();
+            (Doing::Write { .. } | Doing::Zero, Ok(done)) => {
+                self.image.wrote(offset, *done as u64);
+                *done as u64
+            }
+            (Doing::Allocate(_), Ok(_)) => {
+                self.image.wrote(offset, len);
+                METADATA
+            }
+            // Who knows how far it came; but what came far is told as done.
+            (_, Err(_)) => 0,
+        };
+        self.image.durability().written(bytes);
     }
 
     #[inline]
