@@ -380,8 +380,13 @@ impl Started {
 
     /// Rings queue `index` and lets the workers work.
     pub fn ring(&self, index: usize) {
-        self.doorbells[index].write(1).expect("a doorbell can be rung");
+        self.knock(index);
         self.turns.run();
+    }
+
+    /// Rings queue `index`, and leaves it to the caller when the workers work.
+    pub fn knock(&self, index: usize) {
+        self.doorbells[index].write(1).expect("a doorbell can be rung");
     }
 
     /// Stops the workers; returns the queues' states by index.

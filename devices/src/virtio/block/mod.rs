@@ -6,8 +6,10 @@ mod flushes;
 pub mod request;
 mod slots;
 mod state;
+mod steps;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod worker;
 
 use std::io;

@@ -64,6 +64,17 @@ pub enum Request {
     Refuse(Status),
 }
 
+impl Request {
+    /// Bytes to be read or written.
+    #[inline]
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Read(extent) | Self::Write(extent) => extent.len,
+            _ => 0,
+        }
+    }
+}
+
 /// What requests are measured by.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {

@@ -1,6 +1,7 @@
 //! A disk and its driver, without a guest: requests of every framing, and what a driver must not do.
 
 mod overlay;
+mod turns;
 
 use std::fs::File;
 use std::io::Write;
