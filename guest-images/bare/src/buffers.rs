@@ -3,7 +3,7 @@
 use alloc::alloc::{alloc_zeroed, handle_alloc_error};
 use core::alloc::Layout;
 
-/// `count` pieces of `stride` bytes each, one after the other from a page on. Zeroed, and so touched.
+/// `count` pieces of `stride` bytes each, one after the other. Zeroed, and so touched.
 pub struct Buffers {
     start: *mut u8,
     stride: usize,
@@ -11,13 +11,24 @@ pub struct Buffers {
 }
 
 impl Buffers {
+    /// From a page on.
+    ///
     /// # Panics
     /// If there is no such memory.
     pub fn new(count: usize, stride: usize) -> Self {
+        Self::aligned(count, stride, 4096)
+    }
+
+    /// From a multiple of `alignment`, a power of two, on.
+    ///
+    /// # Panics
+    /// If there is no such memory.
+    pub fn aligned(count: usize, stride: usize, alignment: usize) -> Self {
         let bytes = stride
             .checked_mul(count)
             .expect("buffers fit into the address space");
-        let layout = Layout::from_size_align(bytes.max(1), 4096).expect("buffers fit into the address space");
+        let layout =
+            Layout::from_size_align(bytes.max(1), alignment).expect("buffers fit into the address space");
         // SAFETY: the layout is not empty.
         let start = unsafe { alloc_zeroed(layout) };
         if start.is_null() {

@@ -44,7 +44,7 @@ const REPORTING: usize = 4;
 /// Linux wants room for 32 ranges in a request of the reporting queue.
 const QUEUE_SIZES: [u16; 5] = [128; 5];
 /// Requests served in one turn: one of 256 pages takes the host up to 0.2 ms, and other devices wait on the same thread.
-const REQUESTS_A_TURN: usize = 8;
+const REQUESTS_A_TURN: usize = 2;
 
 /// Bytes of the configuration space (§5.5.4), and where the driver writes how many pages it has given.
 const CONFIG_SIZE: usize = 16;
@@ -296,7 +296,7 @@ impl BalloonWorker {
             (token::REPORTING, _, Some(queue)) => {
                 queue.serve(REQUESTS_A_TURN, &mut self.chain, |queue, chain| {
                     self.counts.reported_bytes.add(chain.writable_len().into());
-                    if let Err(error) = release::release_buffers(chain) {
+                    if let Err(error) = release::release_buffers(queue.memory(), chain) {
                         queue.interrupt().report(Trouble::Host, &error);
                     }
                     0

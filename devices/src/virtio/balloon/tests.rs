@@ -1,5 +1,7 @@
 //! Tests of the balloon: what the guest hands over is gone from the host's memory, and nothing else is.
 
+mod restored;
+
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 

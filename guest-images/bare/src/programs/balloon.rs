@@ -41,7 +41,10 @@ pub fn run(arguments: &Arguments<'_>) -> Outcome {
     device.start();
     serial::listen();
 
-    let memory = Buffers::new(size / RANGE, RANGE);
+    // First, so that nothing new is touched once the memory is used.
+    let list = Buffers::new(1, LIST * size_of::<u32>());
+    // As Linux has its free ranges.
+    let memory = Buffers::aligned(size / RANGE, RANGE, RANGE);
     each_page(size, |piece, byte| {
         memory.write(piece, byte, !0_u64);
         Ok(())
@@ -50,13 +53,13 @@ pub fn run(arguments: &Arguments<'_>) -> Outcome {
     serial::read_line();
     match &mut reporting {
         Some(queue) => report(queue, &memory, size),
-        None => send_lists(&mut inflate, &memory, size),
+        None => send_lists(&mut inflate, &list, &memory, size),
     }
     device.registers.write(ACTUAL, (size / PAGE) as u32);
     println!("handed over: {size} bytes");
     serial::read_line();
     if !by_report {
-        send_lists(&mut deflate, &memory, size);
+        send_lists(&mut deflate, &list, &memory, size);
     }
     each_page(size, |piece, byte| match memory.read::<u64>(piece, byte) {
         0 => Ok(()),
@@ -76,8 +79,7 @@ fn each_page(size: usize, mut visit: impl FnMut(usize, usize) -> Outcome) -> Out
 }
 
 /// Sends the numbers of all pages, the last page first, as Linux often has them.
-fn send_lists(queue: &mut SplitQueue, memory: &Buffers, size: usize) {
-    let list = Buffers::new(1, LIST * size_of::<u32>());
+fn send_lists(queue: &mut SplitQueue, list: &Buffers, memory: &Buffers, size: usize) {
     let pages = size / RANGE * RANGE / PAGE;
     for first in (0..pages).step_by(LIST) {
         let count = LIST.min(pages - first);
