@@ -4,6 +4,7 @@
 //! All that waits for a buffer of the guest's is bounded: a connection is in the line once, and when resets of connections
 //! that do not exist pile up, no more packets of the guest's are taken (§5.10.6.1.2).
 
+mod callers;
 mod watching;
 
 use std::collections::VecDeque;
@@ -15,23 +16,17 @@ use std::sync::Arc;
 use event_manager::{EventOps, EventSet};
 use tracing::debug;
 
-use super::super::{Chain, Interrupt, Trouble, forget, watch};
+use super::super::{Chain, Interrupt, Trouble};
 use super::connection::{Connection, Key, Phase, Verdict};
 use super::counts::Counts;
-use super::host::{Greeting, Handshake, connect_to_port};
+use super::host::connect_to_port;
 use super::packet::{HEADER_SIZE, HOST_CID, Header, TYPE_STREAM, op};
 use super::table::Table;
-use super::token;
+use callers::Callers;
 use watching::set_watched;
 
 /// Resets that may wait before the guest's packets have to.
 const MAX_RESETS: usize = 64;
-/// Host programs that have connected and not said to which port. When another comes, the one that is silent for longest is
-/// hung up on.
-const MAX_HANDSHAKES: usize = 32;
-/// Host programs taken in one turn.
-const ACCEPTS_A_TURN: usize = 16;
-
 /// What a device has of the host.
 pub struct HostSide {
     pub listener: UnixListener,
@@ -55,10 +50,7 @@ pub struct Switchboard {
     line: VecDeque<usize>,
     /// Resets for the guest that are no connection's.
     resets: VecDeque<Header>,
-    handshakes: [Option<Handshake>; MAX_HANDSHAKES],
-    /// Which of them comes next; where one is there, it is the oldest.
-    next_handshake: usize,
-    listening: bool,
+    callers: Callers,
     guest_has_buffers: bool,
     counts: Arc<Counts>,
 }
@@ -66,25 +58,15 @@ pub struct Switchboard {
 impl Switchboard {
     pub fn new(host: Arc<HostSide>, cids: Cids, interrupt: Arc<dyn Interrupt>, counts: Arc<Counts>) -> Self {
         Self {
+            callers: Callers::new(host.clone()),
             host,
             cids,
             interrupt,
             table: Table::default(),
             line: VecDeque::new(),
             resets: VecDeque::new(),
-            handshakes: [const { None }; MAX_HANDSHAKES],
-            next_handshake: 0,
-            listening: false,
             guest_has_buffers: true,
             counts,
-        }
-    }
-
-    /// Takes host programs in from now on.
-    pub fn listen(&mut self, ops: &mut EventOps) {
-        if !self.listening {
-            watch(ops, &self.host.listener, EventSet::IN, token::LISTENER);
-            self.listening = true;
         }
     }
 
@@ -246,7 +228,7 @@ impl Switchboard {
             set_watched(&mut connection, number, None, ops);
         }
         // There is a descriptor for another one.
-        self.listen(ops);
+        self.callers.listen(ops);
     }
 
     fn leave_line(&mut self, number: usize) {
@@ -323,67 +305,22 @@ impl Switchboard {
 
     /// Host programs have connected.
     pub fn accept(&mut self, ops: &mut EventOps) {
-        for _ in 0..ACCEPTS_A_TURN {
-            match self.host.listener.accept() {
-                Ok((socket, _)) => self.greet(Handshake::new(socket), ops),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => {
-                    // Until a connection ends there is no use in trying again.
-                    self.report_host("cannot take host programs in", &error);
-                    forget(ops, &self.host.listener);
-                    self.listening = false;
-                    return;
-                }
-            }
+        if let Err(error) = self.callers.accept(ops) {
+            self.report_host("cannot take host programs in", &error);
         }
-    }
-
-    fn greet(&mut self, handshake: Handshake, ops: &mut EventOps) {
-        let number = self.next_handshake;
-        self.next_handshake = (number + 1) % MAX_HANDSHAKES;
-        self.end_handshake(number, ops);
-        watch(
-            ops,
-            handshake.socket(),
-            EventSet::IN,
-            token::HANDSHAKES + number as u32,
-        );
-        self.handshakes[number] = Some(handshake);
-    }
-
-    fn end_handshake(&mut self, number: usize, ops: &mut EventOps) -> Option<Handshake> {
-        let handshake = self.handshakes.get_mut(number)?.take()?;
-        forget(ops, handshake.socket());
-        Some(handshake)
     }
 
     /// A host program has said something.
     pub fn handle_handshake(&mut self, number: usize, ops: &mut EventOps) {
-        let Some(Some(handshake)) = self.handshakes.get_mut(number) else {
-            return;
-        };
-        let port = match handshake.read() {
-            Greeting::Unfinished => return,
-            Greeting::Port(port) => Some(port),
-            Greeting::Nonsense => None,
-        };
-        let handshake = self.end_handshake(number, ops);
-        if let (Some(handshake), Some(port)) = (handshake, port) {
+        if let Some((socket, port)) = self.callers.hear(number, ops) {
             let key = self.table.new_key(port);
-            self.insert(Connection::asking(key, handshake.into_socket()), ops);
+            self.insert(Connection::asking(key, socket), ops);
         }
-        self.listen(ops);
     }
 
     /// Hangs up on everybody.
     pub fn close(&mut self, ops: &mut EventOps) {
-        if std::mem::take(&mut self.listening) {
-            forget(ops, &self.host.listener);
-        }
-        for number in 0..MAX_HANDSHAKES {
-            self.end_handshake(number, ops);
-        }
+        self.callers.close(ops);
         for mut connection in self.table.drain() {
             set_watched(&mut connection, 0, None, ops);
         }

@@ -11,7 +11,7 @@ use super::Switchboard;
 impl Switchboard {
     /// The event loop waits for nothing any more.
     pub fn forget_watched(&mut self) {
-        self.listening = false;
+        self.callers.forget_watched();
         for (_, connection) in self.table.all_mut() {
             connection.watched = None;
         }
@@ -19,12 +19,7 @@ impl Switchboard {
 
     /// Has the event loop wait for everything that there is to hear, after it has waited for nothing.
     pub fn watch_all(&mut self, ops: &mut EventOps) {
-        self.listen(ops);
-        for (number, handshake) in (0u32..).zip(&self.handshakes) {
-            if let Some(handshake) = handshake {
-                watch(ops, handshake.socket(), EventSet::IN, token::HANDSHAKES + number);
-            }
-        }
+        self.callers.watch_all(ops);
         for (number, connection) in self.table.all_mut() {
             let interest = connection.interest(self.guest_has_buffers);
             set_watched(connection, number, interest, ops);
