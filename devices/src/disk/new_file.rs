@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
 /// Makes a file at `path` with the permissions `mode` (less the umask), which `fill` fills; it is on the disk when this
 /// returns, with its name. What is there already stays, and is an error of the kind `AlreadyExists`.
 pub(super) fn create(path: &Path, mode: u32, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<File> {
@@ -21,12 +24,23 @@ pub(super) fn create(path: &Path, mode: u32, fill: impl FnOnce(&File) -> io::Res
         .open(&beside)?;
     let placed = fill(&file)
         .and_then(|()| file.sync_all())
-        // To rename would replace what is there.
-        .and_then(|()| fs::hard_link(&beside, path));
-    let removed = fs::remove_file(&beside);
-    placed.and(removed)?;
+        .and_then(|()| place(&beside, path));
+    if placed.is_err() {
+        // What is left of it is in nobody's way.
+        let _ = fs::remove_file(&beside);
+    }
+    placed?;
     directory(path).and_then(File::open)?.sync_all()?;
     Ok(file)
+}
+
+/// Gives the file `beside` the name `path`, which no other has. Not every file system has hard links (FAT), and not every
+/// one can refuse to replace what is there (NFS).
+fn place(beside: &Path, path: &Path) -> io::Result<()> {
+    match renameat2(AT_FDCWD, beside, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE) {
+        Err(Errno::EINVAL) => fs::hard_link(beside, path).and_then(|()| fs::remove_file(beside)),
+        result => Ok(result?),
+    }
 }
 
 /// A name that no other file of this process has.
