@@ -5,12 +5,12 @@
 //! until the process has put it there. posada keeps a copy of the descriptor, without which the kernel would fill what is
 //! missing with zeros when the process dies; so it has to find out, and ends the guest: nothing else can be right.
 
+mod handshake;
+
 use std::fmt;
 use std::fs;
 use std::io;
-use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,14 +20,13 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde::Serialize;
 use thiserror::Error;
 use tracing::{error, warn};
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::image;
-use super::ranges::{PAGE_SIZE, PageRanges};
+use super::ranges::PageRanges;
 use super::uffd::{Uffd, UffdError};
 use crate::lifecycle::Stop;
 use crate::memory::GuestMemory;
@@ -78,19 +77,6 @@ pub enum ServedError {
     Refused(#[from] io::Error),
 }
 
-/// Where a region of guest memory is, as Firecracker has it.
-#[derive(Serialize)]
-struct Mapping {
-    /// In posada's address space, in which faults are told of.
-    base_host_virt_addr: u64,
-    size: u64,
-    /// In the snapshot's memory file.
-    offset: u64,
-    page_size: u64,
-    /// The same, in bytes in spite of its name, for handlers that know only this one.
-    page_size_kib: u64,
-}
-
 /// The process that serves a guest's memory.
 #[derive(Debug)]
 pub struct Handler {
@@ -137,23 +123,20 @@ impl Handler {
             path: socket.to_owned(),
             source,
         };
-        if !fs::metadata(socket).map_err(unreachable)?.file_type().is_socket() {
-            return Err(ServedError::NotASocket(socket.to_owned()));
-        }
-        let connection = UnixStream::connect(socket).map_err(unreachable)?;
+        let connection = handshake::connect(socket, PATIENCE)?;
         let uffd = Uffd::new()?;
         for region in memory.iter() {
             let start = region.as_ptr() as usize;
             uffd.register(start..start + region.len() as usize)?;
         }
-        let message = serde_json::to_vec(&mappings(memory)).map_err(io::Error::from)?;
+        let message = serde_json::to_vec(&handshake::mappings(memory)).map_err(io::Error::from)?;
         // A few hundred bytes: the socket takes them at once.
         connection
             .send_with_fd(message.as_slice(), uffd.as_fd().as_raw_fd())
             .map_err(|errno| unreachable(errno.into()))?;
         Ok(Self {
             socket: socket.to_owned(),
-            process: peer(&connection),
+            process: handshake::peer(&connection),
             connection,
             uffd,
             last_resort: OnceLock::new(),
@@ -362,48 +345,6 @@ impl Stall {
         self.last = Some(look);
         self.lasts && !before
     }
-}
-
-fn mappings(memory: &GuestMemory) -> Vec<Mapping> {
-    let regions = memory.iter().scan(0, |next, region| {
-        let offset = *next;
-        *next += region.len();
-        Some(Mapping {
-            base_host_virt_addr: region.as_ptr() as u64,
-            size: region.len(),
-            offset,
-            page_size: PAGE_SIZE,
-            page_size_kib: PAGE_SIZE,
-        })
-    });
-    regions.collect()
-}
-
-/// The process that listened at the other end of `connection`.
-fn peer(connection: &UnixStream) -> Option<OwnedFd> {
-    let mut peer = libc::ucred {
-        pid: 0,
-        uid: 0,
-        gid: 0,
-    };
-    let mut len = mem::size_of_val(&peer) as libc::socklen_t;
-    // SAFETY: `peer` has room for `len` bytes, which is what SO_PEERCRED gives (unix(7)).
-    let result = unsafe {
-        libc::getsockopt(
-            connection.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut peer).cast(),
-            &raw mut len,
-        )
-    };
-    if result != 0 || peer.pid <= 0 {
-        return None;
-    }
-    // SAFETY: takes numbers and no memory.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, peer.pid, 0) };
-    // SAFETY: where it is none, the kernel has just opened it for this process.
-    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
 }
 
 /// Has all of `memory` served: what is missing afterwards has been dropped by the guest since.

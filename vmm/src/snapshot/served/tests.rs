@@ -1,6 +1,7 @@
 use std::os::unix::net::UnixListener;
 use std::thread::JoinHandle;
 
+use nix::sys::socket::{Backlog, listen};
 use serde_json::Value;
 use tempfile::TempDir;
 use vm_memory::GuestAddress;
@@ -64,9 +65,22 @@ fn a_handler_is_told_where_each_region_is_and_given_the_descriptor() {
 }
 
 #[test]
+fn a_handler_that_does_not_even_accept_is_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    // One may wait, the next one has to.
+    listen(&listener, Backlog::new(0).unwrap()).unwrap();
+    let _waiting = UnixStream::connect(&path).unwrap();
+    let limit = Duration::from_millis(50);
+    let error = handshake::connect(&path, limit).unwrap_err();
+    assert!(matches!(error, ServedError::Mute { .. }), "{error}");
+}
+
+#[test]
 fn regions_follow_each_other_in_the_file() {
     let ranges = [(GuestAddress(0), 2 << 20), (GuestAddress(4 << 30), 1 << 20)];
-    let mappings = mappings(&GuestMemory::from_ranges(&ranges).unwrap());
+    let mappings = handshake::mappings(&GuestMemory::from_ranges(&ranges).unwrap());
     let places: Vec<_> = mappings
         .iter()
         .map(|mapping| (mapping.offset, mapping.size))
