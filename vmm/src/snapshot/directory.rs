@@ -66,14 +66,17 @@ impl Partial {
     ///
     /// # Errors
     /// Something has come to be at its place, or the disk fails.
-    pub fn publish(mut self) -> Result<(), SnapshotError> {
+    pub fn publish(self) -> Result<(), SnapshotError> {
+        self.publish_with(|directory| File::open(directory)?.sync_all())
+    }
+
+    /// [`publish`](Self::publish), where `sync` brings a directory to the disk.
+    fn publish_with(mut self, sync: impl Fn(&Path) -> io::Result<()>) -> Result<(), SnapshotError> {
         let refused = |source| SnapshotError::Directory {
             path: self.place.clone(),
             source,
         };
-        File::open(&self.path)
-            .and_then(|directory| directory.sync_all())
-            .map_err(refused)?;
+        sync(&self.path).map_err(refused)?;
         // Never onto something else, be it an empty directory made meanwhile.
         match renameat2(
             AT_FDCWD,
@@ -85,10 +88,10 @@ impl Partial {
             Err(nix::Error::EEXIST) => return Err(SnapshotError::Exists(self.place.clone())),
             result => result.map_err(|error| refused(error.into()))?,
         }
-        self.published = true;
-        File::open(parent(&self.place))
-            .and_then(|directory| directory.sync_all())
-            .map_err(refused)
+        let synced = sync(parent(&self.place));
+        // Who is told that there is no snapshot finds none, unless even that fails.
+        self.published = synced.is_ok() || fs::rename(&self.place, &self.path).is_err();
+        synced.map_err(refused)
     }
 }
 
@@ -188,6 +191,20 @@ mod tests {
         let partial = Partial::begin(&base.path().join("s")).unwrap();
         fs::write(partial.file("memory"), "m").unwrap();
         drop(partial);
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_snapshot_whose_name_does_not_reach_the_disk_is_not_there() {
+        let base = tempfile::tempdir().unwrap();
+        let place = base.path().join("s");
+        let partial = Partial::begin(&place).unwrap();
+        let sync = |directory: &Path| match place.exists() {
+            true if directory == base.path() => Err(io::ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        };
+        let error = partial.publish_with(sync).unwrap_err();
+        assert!(matches!(error, SnapshotError::Directory { .. }), "{error}");
         assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
     }
 
