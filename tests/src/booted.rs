@@ -69,7 +69,8 @@ fn take(guest: Guest, name: &str, snapshot: &Path) {
     guest.wait().expect_status(0);
 }
 
-/// Where the snapshots are that fit. All others are removed: guests that were made from one keep what they have of it.
+/// Where the snapshots are that fit. All others are removed, but for one that somebody else takes just now: guests that were made
+/// from them keep what they have of them.
 fn kept() -> &'static Path {
     static KEPT: OnceLock<PathBuf> = OnceLock::new();
     KEPT.get_or_init(|| {
@@ -81,11 +82,26 @@ fn kept() -> &'static Path {
         let entries = fs::read_dir(&all).expect("a directory can be read").flatten();
         for other in entries.map(|entry| entry.path()) {
             if other.is_dir() && other != fitting {
-                fs::remove_dir_all(&other).expect("an old snapshot can be removed");
+                remove_unless_used(&other);
             }
         }
         fitting
     })
+}
+
+/// Removes the machines in `directory` that nobody has locked, and it if there are no others.
+fn remove_unless_used(directory: &Path) {
+    let entries = fs::read_dir(directory)
+        .expect("a directory can be read")
+        .flatten();
+    for machine in entries.map(|entry| entry.path()) {
+        let lock = File::create(machine.join("lock")).expect("a lock's file can be made");
+        if lock.try_lock().is_ok() {
+            fs::remove_dir_all(&machine).expect("an old snapshot can be removed");
+        }
+    }
+    // Fails if there are others.
+    let _ = fs::remove_dir(directory);
 }
 
 /// All that decides, besides the machine, whether a snapshot is what would be taken now: the files that it is made with, and
@@ -117,4 +133,27 @@ fn name_for(what: &(impl Hash + ?Sized)) -> String {
 
 fn plain(path: &Path) -> &str {
     path.to_str().expect("cargo's directories have plain names")
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::tempdir::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn old_machines_are_removed_but_not_one_that_somebody_boots() {
+        let directory = TempDir::new().unwrap();
+        let machines = directory.as_path().join("0");
+        let [old, booting] = ["old", "booting"].map(|machine| machines.join(machine));
+        for machine in [&old, &booting] {
+            fs::create_dir_all(machine.join("snapshot")).unwrap();
+        }
+        let booted = lock(&booting);
+        remove_unless_used(&machines);
+        assert!(!old.exists() && booting.join("snapshot").exists());
+        drop(booted);
+        remove_unless_used(&machines);
+        assert!(!machines.exists());
+    }
 }
