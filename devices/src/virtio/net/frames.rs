@@ -31,6 +31,12 @@ pub trait Frames: AsRawFd + Send + Sized {
     /// The buffers lie in guest memory that stays mapped during the call, and together hold at least a header.
     unsafe fn send(&mut self, frame: &[iovec]) -> io::Result<()>;
 
+    /// Whether a part of a frame lies in the buffers that [`receive`](Self::receive) was given: it is to be called with the same
+    /// ones, and nothing else may be written there, until the rest has come.
+    fn is_amid(&self) -> bool {
+        false
+    }
+
     /// Whether a frame may have come.
     fn is_readable(&self) -> bool {
         syscall::is_readable(self)

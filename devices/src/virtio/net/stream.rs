@@ -195,6 +195,10 @@ impl Frames for FrameStream {
         Ok(())
     }
 
+    fn is_amid(&self) -> bool {
+        self.at.frame.is_some() && self.at.got > 0
+    }
+
     fn has_backlog(&self) -> bool {
         !self.at.unsent.is_empty()
     }

@@ -57,6 +57,13 @@ impl<F> Served<F> {
     }
 }
 
+impl<F: Frames> Served<F> {
+    /// The service's next frame, if it is its turn: a frame of the network's that has begun to come is first.
+    fn next(&self) -> Option<&[u8]> {
+        self.stack.next().filter(|_| !self.frames.is_amid())
+    }
+}
+
 impl<F: AsRawFd> AsRawFd for Served<F> {
     fn as_raw_fd(&self) -> RawFd {
         self.frames.as_raw_fd()
@@ -67,14 +74,14 @@ impl<F: Frames> Frames for Served<F> {
     const GONE: &str = F::GONE;
 
     fn next_len(&mut self, largest: usize) -> io::Result<usize> {
-        match self.stack.next() {
+        match self.next() {
             Some(frame) => Ok(HEADER + frame.len()),
             None => self.frames.next_len(largest),
         }
     }
 
     unsafe fn receive(&mut self, room: &[iovec]) -> io::Result<usize> {
-        let Some(frame) = self.stack.next() else {
+        let Some(frame) = self.next() else {
             // SAFETY: the caller vouches for `room`.
             return unsafe { self.frames.receive(room) };
         };
@@ -100,7 +107,7 @@ impl<F: Frames> Frames for Served<F> {
     }
 
     fn is_readable(&self) -> bool {
-        self.stack.next().is_some() || self.frames.is_readable()
+        self.next().is_some() || self.frames.is_readable()
     }
 
     fn has_backlog(&self) -> bool {

@@ -78,3 +78,23 @@ fn the_service_is_heard_while_a_frame_of_the_hosts_waits() {
     assert_eq!(bench.read(DATA + 2 * PAGE + HEADER as u64, 60), [7; 60]);
     bench.expect_reports(&[]);
 }
+
+#[test]
+fn the_service_waits_for_the_rest_of_a_frame_that_has_begun_to_come() {
+    let mut bench = bench();
+    for at in [1, 2] {
+        bench.post(&[(DATA + at * PAGE, 0x800)]);
+    }
+    let whole = frame(7, 60);
+    let (begin, rest) = whole.split_at(20);
+    bench.host.write_all(&(whole.len() as u32).to_be_bytes()).unwrap();
+    bench.host.write_all(begin).unwrap();
+    bench.guest.turns.run();
+    bench.send(DATA, &who_has(ADDRESS));
+    assert_eq!(bench.guest.queues[RX].take_used(), []);
+    bench.host.write_all(rest).unwrap();
+    bench.guest.turns.run();
+    assert_eq!(bench.guest.queues[RX].take_used(), [(0, 12 + 60), (1, 12 + 42)]);
+    assert_eq!(bench.read(DATA + PAGE + HEADER as u64, 60), whole);
+    assert_eq!(bench.read(DATA + 2 * PAGE + HEADER as u64, 6), MAC);
+}
