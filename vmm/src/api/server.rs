@@ -208,7 +208,11 @@ async fn tick(service: Arc<dyn Service>, asked: Arc<Notify>) {
         match service.period() {
             Some(period) => {
                 sleep(period).await;
-                service.tick();
+                let service = service.clone();
+                // It writes to a file, which may take long.
+                if spawn_blocking(move || service.tick()).await.is_err() {
+                    debug!("what is done unasked was given up");
+                }
             }
             None => asked.notified().await,
         }

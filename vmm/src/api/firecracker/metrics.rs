@@ -17,7 +17,6 @@ use crate::metrics::Group;
 
 /// What a user wants of the metrics.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Metrics {
     /// A file or a named pipe.
     pub metrics_path: PathBuf,
@@ -50,6 +49,8 @@ pub struct MetricsFile {
     head: Map<String, Value>,
     /// What the lines so far have told.
     told: Counts,
+    /// Only a part of the last line has been written.
+    torn: bool,
 }
 
 impl MetricsFile {
@@ -77,6 +78,7 @@ impl MetricsFile {
             file: opened.map_err(|error| format!("cannot open the metrics '{}': {error}", path.display()))?,
             head,
             told: Counts::new(),
+            torn: false,
         })
     }
 
@@ -101,9 +103,11 @@ impl MetricsFile {
                 .collect();
             line.insert(group.clone(), json!(news));
         }
-        let mut text = Value::Object(line).to_string();
-        text.push('\n');
+        let end = if self.torn { "\n" } else { "" };
+        let text = format!("{end}{}\n", Value::Object(line));
+        self.torn = true;
         self.file.write_all(text.as_bytes())?;
+        self.torn = false;
         self.told = counts;
         Ok(())
     }
@@ -235,6 +239,10 @@ impl Requests {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Read;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
 
     use super::*;
     use crate::metrics::{Kind, Metric};
@@ -303,6 +311,43 @@ mod tests {
         assert!(file.write(&[disk("root", 5)], &Requests::default()).is_err());
         file.file = kept;
         file.write(&[disk("root", 6)], &Requests::default()).unwrap();
-        assert_eq!(lines(&path)[0]["block"]["read_count"], 6);
+        let text = fs::read_to_string(&path).unwrap();
+        let line: Value = serde_json::from_str(text.trim()).unwrap();
+        assert_eq!(line["block"]["read_count"], 6);
+    }
+
+    #[test]
+    fn a_line_that_could_not_be_written_to_its_end_is_a_line_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("metrics");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let mut file = MetricsFile::open(&Metrics::to(path.clone()), "web").unwrap();
+        let mut pipe = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&path)
+            .unwrap();
+        // Lines of more bytes than are written to a pipe all or none (pipe(7), PIPE_BUF).
+        let disks = |reads| {
+            let disks = (0..60).map(|number| disk(&format!("disk{number}"), reads));
+            disks.collect::<Vec<_>>()
+        };
+        let requests = Requests::default();
+        let mut written = 0;
+        while file.write(&disks(written), &requests).is_ok() {
+            written += 1;
+        }
+        let mut drain = || {
+            let mut text = String::new();
+            let end = pipe.read_to_string(&mut text).unwrap_err();
+            assert_eq!(end.kind(), io::ErrorKind::WouldBlock);
+            text
+        };
+        assert!(!drain().ends_with('\n'), "the last line is torn");
+        file.write(&disks(1000), &requests).unwrap();
+        let next = drain();
+        let next: Value = serde_json::from_str(next.strip_prefix('\n').unwrap()).unwrap();
+        assert_eq!(next["block_disk7"]["read_count"], 1000 - (written - 1));
     }
 }
