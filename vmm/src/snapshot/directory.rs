@@ -1,4 +1,5 @@
-//! A snapshot's directory while it is being written: beside its place, into which it is renamed when it is whole.
+//! A snapshot's directory while it is being written: beside its place, into which it is renamed when it is whole. Likewise what is on its
+//! way to be a single file.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File};
@@ -15,7 +16,7 @@ use crate::runtime;
 /// A guest's memory holds its secrets.
 const PRIVATE_DIRECTORY: u32 = 0o700;
 
-/// What follows the place's name in that of its directory, before the number of the process.
+/// What follows the place's name in that of its directory, before a number that nobody else has.
 const MARK: &str = ".posada-partial-";
 
 /// A directory that is not a snapshot yet. Dropping it removes it; one that a killed process has left, the next one that begins
@@ -34,19 +35,29 @@ impl Partial {
     /// # Errors
     /// There is something at `place`, or no directory can be there.
     pub fn begin(place: &Path) -> Result<Self, SnapshotError> {
+        match place.symlink_metadata() {
+            Ok(_) => Err(SnapshotError::Exists(place.to_owned())),
+            Err(_) => Self::beside(place),
+        }
+    }
+
+    /// Begins a directory beside `place`, for what is to be moved there, onto what there may be.
+    ///
+    /// # Errors
+    /// No directory can be there.
+    pub fn beside(place: &Path) -> Result<Self, SnapshotError> {
         let refused = |source| SnapshotError::Directory {
             path: place.to_owned(),
             source,
         };
-        if place.symlink_metadata().is_ok() {
-            return Err(SnapshotError::Exists(place.to_owned()));
-        }
         let name = place
             .file_name()
             .ok_or_else(|| refused(io::ErrorKind::InvalidInput.into()))?;
         let mut partial = OsString::from(".");
         partial.push(name);
-        partial.push(format!("{MARK}{}", std::process::id()));
+        // A killed process may have left one that cannot be removed; and others' numbers of processes may be the same.
+        let number = getrandom::u32().map_err(io::Error::from).map_err(refused)?;
+        partial.push(format!("{MARK}{number}"));
         let path = parent(place).join(partial);
         sweep(parent(place));
         Ok(Self {
@@ -93,6 +104,15 @@ impl Partial {
         self.published = synced.is_ok() || fs::rename(&self.place, &self.path).is_err();
         synced.map_err(refused)
     }
+
+    /// Puts one file of the directory, which is on the disk, into the place, onto what there may be.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn put(&self, name: &str) -> io::Result<()> {
+        fs::rename(self.file(name), &self.place)?;
+        sync(parent(&self.place))
+    }
 }
 
 impl Drop for Partial {
@@ -134,6 +154,11 @@ fn is_partial(name: &OsStr) -> bool {
     mark.is_some_and(|(_, process)| process.parse::<u32>().is_ok())
 }
 
+/// Returns when a directory's names are on the disk.
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
 fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -173,16 +198,29 @@ mod tests {
         let left = fs::read_dir(base.path()).unwrap();
         let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
-        let own = format!(".s.posada-partial-{}", std::process::id());
-        let mut expected = [
-            ".s.posada-partial-x",
-            ".u.posada-partial-2",
-            "s.posada-partial-1",
-            &own,
-        ];
+        let own = partial.path.file_name().unwrap();
+        let mut expected = [".s.posada-partial-x", ".u.posada-partial-2", "s.posada-partial-1"]
+            .map(OsStr::new)
+            .to_vec();
+        expected.push(own);
         expected.sort_unstable();
         assert_eq!(left, expected);
+        assert!(is_partial(own));
         drop((other, partial));
+    }
+
+    #[test]
+    fn a_file_is_put_onto_the_one_there_is_and_leaves_nothing_beside_it() {
+        let base = tempfile::tempdir().unwrap();
+        let place = base.path().join("state");
+        fs::write(&place, "old").unwrap();
+        let [first, second] = [0, 1].map(|_| Partial::beside(&place).unwrap());
+        fs::write(first.file("s"), "new").unwrap();
+        assert_eq!(fs::read(&place).unwrap(), b"old");
+        first.put("s").unwrap();
+        drop((first, second));
+        assert_eq!(fs::read(&place).unwrap(), b"new");
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 1);
     }
 
     #[test]

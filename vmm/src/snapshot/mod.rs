@@ -31,6 +31,7 @@ mod uffd;
 mod working_set;
 mod write;
 
+pub(crate) use directory::Partial;
 pub use error::SnapshotError;
 pub use history::History;
 pub use manifest::{DiskRecord, MEMORY, Manifest, STATE};

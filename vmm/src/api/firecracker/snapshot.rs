@@ -1,5 +1,6 @@
 //! `/snapshot/create` and `/snapshot/load`: posada's snapshots, whose two files are where Firecracker's clients name them.
 
+use std::env;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, symlink};
@@ -9,8 +10,14 @@ use serde::Deserialize;
 
 use super::object;
 use crate::config::VmConfig;
-use crate::snapshot::{self, MEMORY, MemoryFrom, Prefault, STATE, Snapshot, SnapshotOptions};
+use crate::runtime;
+use crate::snapshot::{
+    self, MEMORY, MemoryFrom, Partial, Prefault, STATE, Snapshot, SnapshotError, SnapshotOptions,
+};
 use crate::vm::RunningVm;
+
+/// What the snapshot is called until its files are moved to where they are to be.
+const WHOLE: &str = "snapshot";
 
 /// A snapshot that is to be taken.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -70,14 +77,12 @@ enum BackendType {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct NetworkOverride {
     iface_id: String,
     host_dev_name: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct VsockOverride {
     uds_path: PathBuf,
 }
@@ -101,30 +106,32 @@ impl Create {
         if self.snapshot_type == SnapshotType::Diff {
             return Err("posada's diffs are directories beside those that they follow: take one by /posada/v1/snapshot".to_owned());
         }
-        let memory = absolute_path(&self.mem_file_path)?;
-        let state = absolute_path(&self.snapshot_path)?;
-        let directory = memory.with_file_name(format!(".posada-snapshot-{}", std::process::id()));
+        let told = |error: SnapshotError| error.to_string();
+        let memory = Partial::beside(&absolute_path(&self.mem_file_path)?).map_err(told)?;
+        let state = Partial::beside(&absolute_path(&self.snapshot_path)?).map_err(told)?;
+        let directory = memory.file(WHOLE);
         let options = SnapshotOptions {
             directory: directory.clone(),
             diff: false,
             stop: false,
             disks: false,
         };
-        snapshot::take(vm, &options).map_err(|error| error.to_string())?;
+        snapshot::take(vm, &options).map_err(told)?;
         // What is moved away is nothing that a diff could follow.
         vm.history().forget();
-        let moved =
-            fs::rename(directory.join(MEMORY), &memory).and_then(|()| put(&directory.join(STATE), &state));
-        let removed = fs::remove_dir_all(&directory);
-        moved.and(removed).map_err(|error| {
-            let (memory, state) = (memory.display(), state.display());
+        // What can fail for lack of room does so before anything is replaced.
+        let moved = move_file(&directory.join(STATE), &state.file(STATE))
+            .and_then(|()| memory.put(&format!("{WHOLE}/{MEMORY}")))
+            .and_then(|()| state.put(STATE));
+        moved.map_err(|error| {
+            let (memory, state) = (self.mem_file_path.display(), self.snapshot_path.display());
             format!("cannot put the snapshot to '{state}' and '{memory}': {error}")
         })
     }
 }
 
 /// Moves a file, to another file system if that is where it is to be.
-fn put(from: &Path, to: &Path) -> io::Result<()> {
+fn move_file(from: &Path, to: &Path) -> io::Result<()> {
     match fs::rename(from, to) {
         Err(error) if error.kind() == ErrorKind::CrossesDevices => {
             fs::copy(from, to)?;
@@ -138,6 +145,14 @@ impl Load {
     /// Whether what is deprecated is used.
     pub fn is_deprecated(&self) -> bool {
         self.mem_file_path.is_some() || self.enable_diff_snapshots
+    }
+
+    /// Checks that it says once where the memory is.
+    ///
+    /// # Errors
+    /// It does not, in Firecracker's words.
+    pub fn check(&self) -> Result<(), &'static str> {
+        self.memory().map(drop)
     }
 
     /// Makes a guest of the snapshot, one at rest. Its name and what else only one can have is `base`'s.
@@ -154,14 +169,21 @@ impl Load {
         if self.huge_pages == LoadHugePages::Hugetlbfs {
             return Err("posada takes transparent huge pages and no others: leave out huge_pages".to_owned());
         }
-        let (memory, from) = self.memory()?;
-        let place =
-            Place::find(&absolute_path(&self.snapshot_path)?, memory.as_deref()).map_err(|error| {
-                format!(
-                    "cannot look at the snapshot '{}': {error}",
-                    self.snapshot_path.display()
-                )
-            })?;
+        let (memory, from) = match self.memory()? {
+            (path, BackendType::File) => (Some(absolute_path(path)?), MemoryFrom::Snapshot(Prefault::None)),
+            (path, BackendType::Uffd) => (None, MemoryFrom::Handler(path.to_owned())),
+        };
+        let place = Place::find(
+            &absolute_path(&self.snapshot_path)?,
+            memory.as_deref(),
+            base.name(),
+        )
+        .map_err(|error| {
+            format!(
+                "cannot look at the snapshot '{}': {error}",
+                self.snapshot_path.display()
+            )
+        })?;
         let restored = Snapshot::open(place.path())
             .map_err(|error| error.to_string())
             .and_then(|snapshot| {
@@ -177,19 +199,15 @@ impl Load {
         Ok(vm)
     }
 
-    /// Where the memory is, if it is a file, and what posada makes of it.
-    fn memory(&self) -> Result<(Option<PathBuf>, MemoryFrom), String> {
-        let file = |path| Ok((Some(absolute_path(path)?), MemoryFrom::Snapshot(Prefault::None)));
-        match (&self.mem_file_path, &self.mem_backend) {
-            (Some(path), None) => file(path),
-            (None, Some(backend)) => match backend.backend_type {
-                BackendType::File => file(&backend.backend_path),
-                BackendType::Uffd => Ok((None, MemoryFrom::Handler(backend.backend_path.clone()))),
-            },
-            _ => Err(
-                "the guest's memory is either in mem_backend or in mem_file_path: give one of the two"
-                    .to_owned(),
-            ),
+    /// Where the memory is, and what that is.
+    fn memory(&self) -> Result<(&Path, BackendType), &'static str> {
+        match (&self.mem_backend, &self.mem_file_path) {
+            (Some(backend), None) => Ok((&backend.backend_path, backend.backend_type)),
+            (None, Some(path)) => Ok((path, BackendType::File)),
+            (None, None) => Err("missing field: either `mem_backend` or `mem_file_path` is required"),
+            (Some(_), Some(_)) => {
+                Err("too many fields: either `mem_backend` or `mem_file_path` exclusively is required")
+            }
         }
     }
 
@@ -233,16 +251,17 @@ enum Place {
 }
 
 impl Place {
-    fn find(state: &Path, memory: Option<&Path>) -> io::Result<Self> {
+    /// Links, if there have to be, are in the directory of the guest `name`, if it has one.
+    fn find(state: &Path, memory: Option<&Path>, name: &str) -> io::Result<Self> {
         if let Some(directory) = state.parent()
             && state == directory.join(STATE)
             && memory.is_none_or(|memory| memory == directory.join(MEMORY))
         {
             return Ok(Self::Directory(directory.to_owned()));
         }
-        // What a crashed process with this number has left is in the way of nobody who may remove it.
-        let path = std::env::temp_dir().join(format!("posada-load-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
+        let home = runtime::directory_of(name).unwrap_or_else(|_| env::temp_dir());
+        // A name that nobody else can have had the idea to take.
+        let path = home.join(format!("posada-load-{:016x}", getrandom::u64()?));
         DirBuilder::new().mode(0o700).create(&path)?;
         let place = Self::Links(path);
         symlink(state, place.path().join(STATE))?;
