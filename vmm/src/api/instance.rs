@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -297,8 +298,15 @@ fn console_of(composition: &Composition) -> Result<Box<dyn Write + Send>, String
             Err(error) => Err(error.to_string()),
         };
     };
-    // Read, too: a named pipe is there for a guest whose reader is not, yet.
-    let opened = OpenOptions::new().read(true).append(true).create(true).open(path);
+    // Read, too: a named pipe is there for a guest whose reader is not, yet. And when one that nobody reads is full, the guest goes on,
+    // and what it prints is lost, and counted.
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .append(true)
+        .create(true)
+        .custom_flags(libc::O_NONBLOCK);
+    let opened = options.open(path);
     match opened {
         Ok(file) => Ok(Box::new(file)),
         Err(error) => Err(format!(
