@@ -1,9 +1,10 @@
 //! Guests that run, by their names: listed, paused, looked at, ended.
 
 use std::fs::{self, File};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use posada_tests::guest::command;
@@ -190,10 +191,22 @@ fn a_guest_that_does_not_answer_is_listed_and_does_not_hide_the_others() {
     fs::create_dir_all(&directory).unwrap();
     let lock = File::open(&directory).unwrap();
     lock.try_lock().unwrap();
-    let socket = UnixListener::bind(directory.join("control.sock")).unwrap();
-    let answers = thread::spawn(move || drop(socket.accept()));
-    let listed = posada(&["ps", "--json"]).expect_status(0);
-    answers.join().unwrap();
+    let path = directory.join("control.sock");
+    let socket = UnixListener::bind(&path).unwrap();
+    let ended = AtomicBool::new(false);
+    let (listed, told) = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                drop(socket.accept());
+            }
+        });
+        let answers = (posada(&["ps", "--json"]), posada(&["stats", "--json"]));
+        ended.store(true, Ordering::Relaxed);
+        drop(UnixStream::connect(&path));
+        answers
+    });
+    drop(socket);
+    let listed = listed.expect_status(0);
     let guests: Value = serde_json::from_str(&listed.console()).unwrap();
     let mute = guests
         .as_array()
@@ -202,6 +215,10 @@ fn a_guest_that_does_not_answer_is_listed_and_does_not_hide_the_others() {
         .find(|guest| guest["name"] == name.as_str());
     assert!(mute.is_some_and(|mute| mute["state"].is_null()), "{guests}");
     assert!(listed.messages().contains(&name), "{}", listed.messages());
+    let told = told.expect_status(1);
+    assert!(told.messages().contains(&name), "{}", told.messages());
+    let told: Value = serde_json::from_str(&told.console()).expect("what the others tell is there");
+    assert!(told.is_array(), "{told}");
     drop(lock);
     // Nobody has it any more: the next list is rid of it.
     assert_eq!(self::listed(&name), None);

@@ -46,22 +46,33 @@ impl ShowStats {
         if self.prometheus {
             return print_text(&self.names);
         }
+        let mut silent = Vec::new();
         let guests = match self.names.is_empty() {
-            true => all(|failure| say(format_args!("posada: {failure}")))?,
+            true => all(|failure| silent.push(failure))?,
             false => self
                 .names
                 .iter()
                 .map(|name| stats(name))
                 .collect::<Result<_, _>>()?,
         };
-        if self.json {
-            return print_json(&guests);
-        }
-        let head = [
-            "NAME", "CPU", "MEMORY", "EXITS", "READ", "WRITTEN", "RECEIVED", "SENT",
-        ];
-        print(&table(head, guests.iter().map(cells)))
+        tell(&guests, self.json)?;
+        // What there is has been told; that it is not all, the status says.
+        let last = silent.pop();
+        silent
+            .iter()
+            .for_each(|failure| say(format_args!("posada: {failure}")));
+        last.map_or(Ok(()), Err)
     }
+}
+
+fn tell(guests: &[GuestStats], json: bool) -> Result<(), Failure> {
+    if json {
+        return print_json(&guests);
+    }
+    let head = [
+        "NAME", "CPU", "MEMORY", "EXITS", "READ", "WRITTEN", "RECEIVED", "SENT",
+    ];
+    print(&table(head, guests.iter().map(cells)))
 }
 
 fn print_text(names: &[String]) -> Result<(), Failure> {
