@@ -1,6 +1,7 @@
 //! A client of guests' HTTP sockets, as plain as one can be: what is sent and what comes back are there to be seen.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -86,15 +87,24 @@ pub fn text(method: &str, path: &str, body: &str) -> String {
 /// Sends these bytes and the end of the stream, and returns what is answered.
 ///
 /// # Errors
-/// Nobody listens.
+/// Nobody listens, or takes too long.
 pub fn raw(socket: &Path, bytes: &[u8]) -> io::Result<Reply> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
     // Who refuses need not read it all.
-    let _ = stream.write_all(bytes);
-    let _ = stream.shutdown(std::net::Shutdown::Write);
+    unless_closed(stream.write_all(bytes))?;
+    let _ = stream.shutdown(Shutdown::Write);
     let mut answer = Vec::new();
     // What is not read of the request resets the connection, behind the answer.
-    let _ = stream.read_to_end(&mut answer);
+    unless_closed(stream.read_to_end(&mut answer).map(drop))?;
     Ok(Reply::of(&String::from_utf8_lossy(&answer)))
+}
+
+/// That the other end has closed the connection is its right.
+fn unless_closed(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Ok(()),
+        done => done,
+    }
 }

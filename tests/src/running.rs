@@ -225,10 +225,10 @@ impl Running {
         });
     }
 
-    /// Waits until `condition` holds, which is asked whenever anything has happened and every tenth of a second.
+    /// Waits until `condition` holds, which is asked whenever anything has happened and 50 times a second.
     #[track_caller]
     pub fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
-        const POLL_INTERVAL: Duration = Duration::from_millis(100);
+        const POLL_INTERVAL: Duration = Duration::from_millis(20);
         let deadline = Instant::now() + DEADLINE;
         while !condition(self) {
             assert!(self.status.is_none(), "posada ended and still {what} was not so");

@@ -1,6 +1,6 @@
 //! Schemathesis, which checks a server against its OpenAPI file: in a virtual environment of Python's in the tests' cache.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -21,6 +21,7 @@ const PYTHON: &str = "/usr/bin/python3";
 /// With what pip says, if it cannot be.
 pub fn command() -> Command {
     let environment = cache().join("schemathesis");
+    let _lock = lock();
     let installed = environment.join("requirements");
     let wanted = fs::read(REQUIREMENTS).expect("the list of what it needs is in the repository");
     // Written when all is there.
@@ -29,6 +30,14 @@ pub fn command() -> Command {
         fs::write(&installed, wanted).expect("the cache can be written");
     }
     Command::new(environment.join("bin/schemathesis"))
+}
+
+/// Tests that come at the same time wait here until the first has installed it.
+fn lock() -> File {
+    fs::create_dir_all(cache()).expect("the cache can be made");
+    let lock = File::create(cache().join("schemathesis.lock")).expect("the cache can be written");
+    lock.lock().expect("a file can be locked");
+    lock
 }
 
 fn install(environment: &Path) {

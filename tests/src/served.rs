@@ -1,6 +1,7 @@
 //! Guests that are described, started and looked after by requests: `posada serve`.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -9,7 +10,7 @@ use vmm_sys_util::tempdir::TempDir;
 
 use crate::guest::runtime_directory;
 use crate::http::{self, Reply};
-use crate::running::{Running, until};
+use crate::running::Running;
 use crate::{images, posada};
 
 /// Body of `/actions` that starts the guest.
@@ -32,8 +33,8 @@ impl Served {
         let name = format!("api-{name}-{}", std::process::id());
         let mut command = vec!["--api-sock", socket.to_str().unwrap(), "--id", &name];
         command.extend(arguments);
-        let running = serve(&command);
-        until("the socket is there", || socket.exists());
+        let mut running = serve(&command);
+        running.wait_until("the socket is served", |_| UnixStream::connect(&socket).is_ok());
         Self {
             name,
             directory,

@@ -1,10 +1,10 @@
 //! docs/openapi.yaml is what the server does: schemathesis makes requests of it, right ones and wrong ones, and looks at the answers.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use posada_tests::running::until;
 use posada_tests::served::{START, boot_source, image};
 use posada_tests::{Running, http, schemathesis};
 use serde_json::json;
@@ -34,9 +34,13 @@ impl Checked {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let running = Running::of(command);
-        let checked = Self { running, place };
-        until("it listens", || checked.socket().exists());
+        let mut checked = Self {
+            running: Running::of(command),
+            place,
+        };
+        let socket = checked.socket();
+        let listens = |_: &Running| UnixStream::connect(&socket).is_ok();
+        checked.running.wait_until("the socket is served", listens);
         checked
     }
 
