@@ -1,13 +1,16 @@
 //! The HTTP API: a guest's whole life by requests, and the ways that lead to it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::thread;
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use posada_tests::guest::runtime_directory;
 use posada_tests::running::until;
 use posada_tests::served::{START, Served, boot_source, image, serve, vm};
-use posada_tests::{Guest, http, posada};
+use posada_tests::{Guest, http, payload, posada};
 use serde_json::json;
 use vmm_sys_util::tempdir::TempDir;
 
@@ -37,7 +40,17 @@ fn a_guest_lives_its_life_by_requests_and_goes_on_in_another_process() {
         .expect_fault(&["pause it first"]);
     served.patch("/vm", &vm("Paused")).expect(204);
     assert_eq!(served.state(), "Paused");
+    // What was there is replaced, and what a server has left that was killed meanwhile is cleared away.
+    fs::write(&state, "an old one").unwrap();
+    let left = served.place(&format!(".posada-snapshot-{}", served.running.pid()));
+    fs::create_dir(served.place(".vm memory.posada-partial-7")).unwrap();
+    fs::create_dir(&left).unwrap();
     served.put("/snapshot/create", &snapshot).expect(204);
+    fs::remove_dir(left).unwrap();
+    let files = fs::read_dir(served.place("")).unwrap();
+    let files = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let hidden: Vec<_> = files.filter(|name| name.starts_with('.')).collect();
+    assert_eq!(hidden, [""; 0]);
     assert_eq!(served.state(), "Paused", "it stays so");
     served.patch("/vm", &vm("Resumed")).expect(204);
     assert_eq!(served.state(), "Running");
@@ -159,7 +172,16 @@ fn a_guest_of_a_file_runs_at_once_with_an_api_or_without() {
         "drives": [], "network-interfaces": [], "metrics": null,
     });
     fs::write(&file, guest.to_string()).unwrap();
-    let mut served = Served::start("file", &["--config-file", file.to_str().unwrap()]);
+    let jailers = [
+        "--start-time-us=1",
+        "--start-time-cpu-us=2",
+        "--parent-cpu-time-us=3",
+        "--no-seccomp",
+    ];
+    let mut served = Served::start(
+        "file",
+        &[&["--config-file", file.to_str().unwrap()], &jailers[..]].concat(),
+    );
     served.running.wait_for("listening\n");
     assert_eq!(served.state(), "Running");
     served.end();
@@ -196,6 +218,10 @@ fn a_guest_of_a_file_runs_at_once_with_an_api_or_without() {
             "unknown",
         ),
         (json!({ "drives": [] }), "kernel"),
+        (
+            json!({ "boot-source": boot_source("echo"), "cpu-config": "/no/template" }),
+            "/no/template",
+        ),
     ] {
         fs::write(&file, wrong.to_string()).unwrap();
         let arguments = ["serve", "--no-api", "--config-file", file.to_str().unwrap()];
@@ -256,6 +282,30 @@ fn a_server_that_is_told_to_end_before_its_guest_runs_leaves_nothing() {
     let killed = Served::start("killed", &[]);
     posada(&["kill", &killed.name]).expect_status(0);
     killed.running.wait().expect_status(0);
+}
+
+#[test]
+fn a_guest_goes_on_when_nobody_reads_what_it_prints_to_a_pipe() {
+    let served = Served::start("unread", &[]);
+    let (pipe, kernel) = (served.place("console"), served.place("kernel"));
+    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+    let unread = File::options().read(true).write(true).open(&pipe).unwrap();
+    fcntl(&unread, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    fs::write(&kernel, payload::elf(payload::chatter(), true)).unwrap();
+    let serial = json!({ "serial_out_path": pipe }).to_string();
+    served.put("/serial", &serial).expect(204);
+    let source = json!({ "kernel_image_path": kernel }).to_string();
+    served.put("/boot-source", &source).expect(204);
+    served.put("/actions", START).expect(204);
+    until("what the pipe has no room for is lost", || {
+        let stats = served.get("/posada/v1/stats").expect(200).json();
+        let parts = stats["stats"].as_array().expect("a list of parts").clone();
+        let console = parts.into_iter().find(|part| part["part"] == "console");
+        console.expect("it has one")["values"]["lost_bytes"].as_u64() > Some(0)
+    });
+    served.patch("/vm", &vm("Paused")).expect(204);
+    served.put("/posada/v1/kill", "").expect(204);
+    served.running.wait().expect_status(0);
 }
 
 #[test]

@@ -50,6 +50,16 @@ fn a_drive_gets_another_image_and_the_first_one_back() {
         .patch("/drives/other", &update(&one))
         .expect_fault(&["does not match"]);
     checks(&mut served, "mode=read seed=1");
+
+    // Another file of the same name, which the guest has by the next request for it.
+    fs::rename(&two, &one).unwrap();
+    served.patch("/drives/data", &update(&one)).expect(204);
+    checks(&mut served, "mode=read seed=2 first=10000");
+    served.patch("/drives/data", &update(&one)).expect(204);
+    fs::remove_file(&one).unwrap();
+    let limit = json!({ "drive_id": "data", "rate_limiter": { "ops": { "size": 1000, "refill_time": 100, "of": "ops" } } });
+    served.patch("/drives/data", &limit.to_string()).expect(204);
+    checks(&mut served, "mode=read seed=2 first=10000");
     served.running.send("end\n");
     served.running.wait().expect_status(0);
 }

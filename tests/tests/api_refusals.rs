@@ -32,6 +32,72 @@ const WITH_A_BODY: [(&str, &str); 21] = [
     ("PATCH", "/balloon/statistics"),
 ];
 
+/// Requests that no guest understands, and what Firecracker says of them.
+const FAULTS: &[(&str, &str, &str, &str)] = &[
+    (
+        "GET",
+        "/vm/foo",
+        "",
+        "Invalid request method and/or path: GET vm.",
+    ),
+    ("PUT", "/snapshot", "{}", "Missing snapshot operation type."),
+    (
+        "PUT",
+        "/snapshot/take",
+        "{}",
+        "Invalid request method and/or path: PUT /snapshot/take.",
+    ),
+    ("PUT", "/mmds/x", "{}", "Unrecognized PUT request path `x`."),
+    (
+        "GET",
+        "/mmds",
+        "",
+        "MMDS error: The MMDS data store is not initialized.",
+    ),
+    (
+        "PUT",
+        "/mmds",
+        "{}",
+        "MMDS error: The MMDS data store is not initialized.",
+    ),
+    ("GET", "/balloon/x", "", "Unrecognized GET request path `x`."),
+    (
+        "GET",
+        "/balloon/hinting",
+        "",
+        "Unrecognized GET request path `/hinting/`.",
+    ),
+    (
+        "PATCH",
+        "/balloon/hinting/x",
+        "",
+        "Unrecognized PATCH request path `/hinting/x`.",
+    ),
+    ("PUT", "/drives", "{}", "The ID cannot be empty."),
+    ("PATCH", "/drives", "{}", "The ID cannot be empty."),
+    ("PATCH", "/network-interfaces/", "{}", "The ID cannot be empty."),
+    ("DELETE", "/drives", "", "The ID cannot be empty."),
+    ("DELETE", "/drives/d", "{}", "Empty Delete request."),
+    (
+        "PATCH",
+        "/drives/d",
+        r#"{"drive_id": "e"}"#,
+        "The id from the path does not match the id from the body!",
+    ),
+    (
+        "PATCH",
+        "/network-interfaces/n",
+        r#"{"iface_id": "m"}"#,
+        "The id from the path [n] does not match the id from the body [m]!",
+    ),
+    (
+        "PUT",
+        "/snapshot/load",
+        r#"{"snapshot_path": "s"}"#,
+        "An error occurred when deserializing the json body of a request: missing field: either `mem_backend` or `mem_file_path` is required.",
+    ),
+];
+
 #[test]
 fn each_thing_has_its_time() {
     let served = Served::start("time", &[]);
@@ -116,6 +182,10 @@ fn what_is_no_request_is_refused_and_the_guest_goes_on() {
     served
         .get("/nothing")
         .expect_fault(&["Invalid request method and/or path: GET nothing."]);
+    for (method, path, body, why) in FAULTS {
+        let fault = http::request(&served.socket(), method, path, body).expect(400);
+        assert_eq!(fault.json()["fault_message"], *why, "{method} {path} {body}");
+    }
     http::request(&served.socket(), "GET", "/", "{}").expect_fault(&["cannot have a body"]);
     for (method, path) in WITH_A_BODY {
         for body in [
@@ -226,7 +296,7 @@ fn what_posada_cannot_do_is_said_in_a_sentence() {
         (
             "/mmds/config",
             r#"{"network_interfaces": []}"#.to_owned(),
-            "is empty",
+            "MMMDS config error: The list of network interface IDs",
         ),
         (
             "/pmem/p",
@@ -247,7 +317,7 @@ fn what_posada_cannot_do_is_said_in_a_sentence() {
         (
             "/snapshot/load",
             r#"{"snapshot_path": "/no/s"}"#.to_owned(),
-            "one of the two",
+            "missing field",
         ),
     ] {
         served.put(path, &body).expect_fault(&[named]);

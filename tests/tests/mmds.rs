@@ -129,6 +129,10 @@ fn what_cannot_be_is_told() {
     }
     served.patch("/mmds", "{}").expect_fault(&["not initialized"]);
     served.put("/mmds", "{").expect_fault(&["json"]);
+    for value in ["7", "[1]", "\"text\""] {
+        served.put("/mmds", value).expect(204);
+        assert_eq!(served.get("/mmds").expect(200).body, value);
+    }
     served.put("/mmds", &document("ami-5")).expect(413);
     served.put("/mmds", r#"{"a": 1}"#).expect(204);
     served.patch("/mmds", &document("ami-5")).expect(413);

@@ -13,7 +13,7 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
-pub use firecracker::{Logger, Metrics, level_of};
+pub use firecracker::{API_VERSION, Logger, Metrics, level_of};
 pub use instance::Instance;
 pub(crate) use own::{CONSOLE, EVENTS, route_of};
 pub(crate) use streams::PROTOCOL;

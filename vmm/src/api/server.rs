@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue, UPGRADE};
+use hyper::header::{CONTENT_TYPE, HeaderValue, SERVER, UPGRADE};
 use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
 use hyper::upgrade;
@@ -45,6 +45,9 @@ const FAREWELL: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(100);
 /// Bytes of a connection's buffer: more than all headers together have.
 const BUFFER: usize = 16 << 10;
+
+/// What the server says it is: by this, clients know that they speak with one of Firecracker's kind.
+const NAME: &str = "Firecracker API";
 
 /// A request that has come as a whole.
 #[derive(Clone, Debug)]
@@ -372,6 +375,7 @@ fn respond(reply: Reply) -> Response<Answer> {
     let mut response = Response::new(Answer::Whole(Full::new(reply.body)));
     *response.status_mut() = reply.status;
     let headers = response.headers_mut();
+    headers.insert(SERVER, HeaderValue::from_static(NAME));
     if reply.status != StatusCode::NO_CONTENT {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
     }

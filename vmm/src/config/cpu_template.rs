@@ -40,7 +40,6 @@ pub struct Capability {
 
 /// What is another in a CPUID leaf.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct CpuidModifier {
     leaf: Number,
     subleaf: Number,
@@ -50,7 +49,6 @@ pub struct CpuidModifier {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 struct RegisterModifier {
     register: Register,
     bitmap: Bitmap<32>,
@@ -67,7 +65,6 @@ enum Register {
 
 /// What is another in an MSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct MsrModifier {
     addr: Number,
     bitmap: Bitmap<64>,

@@ -2,6 +2,9 @@
 //!
 //! The machine's configuration changes with it, so that its snapshots have what is.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,24 +56,25 @@ impl Vm {
 }
 
 impl RunningVm {
-    /// Has disk number `index` be what `disk` says: another image, other limits.
+    /// Has disk number `index` be what `disk` says: another image, other limits. What is at the image's path by now is opened if
+    /// `anew`, even if the path is as it was.
     ///
     /// # Errors
     /// It cannot be. The guest goes on with what it had.
-    pub fn change_disk(&self, index: usize, disk: DiskConfig) -> Result<(), ChangeError> {
+    pub fn change_disk(&self, index: usize, disk: DiskConfig, anew: bool) -> Result<(), ChangeError> {
         let block = self.parts.changeable.disks.get(index);
         let block = block.ok_or(ChangeError::None("such disk"))?;
         let mut config = self.changed();
         let old = std::mem::replace(&mut config.disks[index], disk);
         config.check()?;
         let disk = &config.disks[index];
-        let image = match disk.path == old.path {
-            true => None,
-            false if old.overlay.is_some() => {
-                return Err(ChangeError::Overlay(block.device.image().to_string()));
-            }
-            false => Some(Image::open(&disk.path, disk.image_options())?),
+        let shown = block.device.image();
+        let image = match anew && !is_at(&shown, &disk.path) {
+            false => None,
+            true if old.overlay.is_some() => return Err(ChangeError::Overlay(shown.to_string())),
+            true => Some(Image::open(&disk.path, disk.image_options())?),
         };
+        drop(shown);
         self.at_rest(block, |block| {
             image
                 .map_or(Ok(()), |image| block.show(image))
@@ -191,5 +195,15 @@ impl RunningVm {
         let changed = change(&placed.device).and_then(|()| Ok(transport.restore(transport.save())?));
         self.resume();
         changed
+    }
+}
+
+/// Whether this image is still what is at the path.
+fn is_at(image: &Image, path: &Path) -> bool {
+    let open = image.base().unwrap_or(image.file()).metadata();
+    let there = fs::metadata(path);
+    match (open, there) {
+        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
+        _ => false,
     }
 }

@@ -93,7 +93,9 @@ impl DriveUpdate {
         let limiter = self.rate_limiter.unwrap_or_default();
         limit(limiter.bandwidth, &mut disk.bandwidth, &mut disk.bandwidth_burst)?;
         limit_operations(limiter.ops, &mut disk.iops, &mut disk.iops_burst)?;
-        vm.change_disk(index, disk).map_err(|error| error.to_string())
+        let anew = self.path_on_host.is_some();
+        vm.change_disk(index, disk, anew)
+            .map_err(|error| error.to_string())
     }
 }
 

@@ -4,7 +4,8 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::devices::{self, Balloon, Drive, Entropy, NetworkInterface, Serial, Vsock};
@@ -24,7 +25,7 @@ pub struct Composition {
     pub drives: Vec<Drive>,
     /// The kernel.
     pub boot_source: BootSource,
-    #[serde(skip_serializing)]
+    #[serde(skip_serializing, deserialize_with = "template")]
     cpu_config: Option<CpuTemplate>,
     #[serde(skip_serializing)]
     logger: Option<Logger>,
@@ -294,6 +295,18 @@ impl Composition {
         self.serial = Some(serial);
         Ok(())
     }
+}
+
+/// A template, or the path of one's file.
+fn template<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<CpuTemplate>, D::Error> {
+    let template = match Option::<Value>::deserialize(deserializer)? {
+        Some(Value::String(path)) => {
+            CpuTemplate::from_file(&path).map_err(|why| format!("the CPU template '{path}': {why}"))
+        }
+        Some(template) => CpuTemplate::deserialize(template).map_err(|error| error.to_string()),
+        None => return Ok(None),
+    };
+    template.map(Some).map_err(Error::custom)
 }
 
 fn check(parts: &VmConfig) -> Result<(), String> {

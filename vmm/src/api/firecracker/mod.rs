@@ -5,6 +5,7 @@
 mod changes;
 mod composition;
 mod devices;
+mod faults;
 mod logger;
 mod machine;
 mod metrics;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use hyper::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 pub use composition::Composition;
 pub use logger::{Logger, SetLog, level_of};
@@ -30,15 +31,19 @@ use super::reply::Reply;
 use super::{Call, Instance};
 use crate::control::{self, Request};
 use crate::lifecycle::Phase;
+use crate::mmds::{Metadata, MetadataError};
 use crate::vm::RunningVm;
 use changes::{BalloonStatistics, BalloonUpdate, DriveUpdate, InterfaceUpdate, StatisticsUpdate};
+use faults::{
+    BEFORE_START, NO_ID, check_drive_id, check_id, check_interface_id, hinting, internal, malformed,
+    not_a_path, not_here, parse, unknown, unrecognized, value, when_running,
+};
 use machine::MachineUpdate;
 
 /// The version of the API that this is.
-const VERSION: &str = "1.17.0";
+pub const API_VERSION: &str = "1.17.0";
 
 pub(super) const AFTER_START: &str = "The requested operation is not supported after starting the microVM.";
-const BEFORE_START: &str = "The requested operation is not supported before starting the microVM.";
 
 /// How a request ends; either is an answer.
 type Outcome = Result<Reply, Reply>;
@@ -68,7 +73,7 @@ enum VmState {
     Resumed,
 }
 
-/// Does what a call asks for.
+/// Does what a call asks for. What a path has beyond what is looked for is ignored, as in Firecracker.
 pub(super) fn answer(instance: &Instance, call: &Call) -> Outcome {
     let path: Vec<_> = call.path.trim_start_matches('/').split_terminator('/').collect();
     match (&call.method, call.body.is_empty()) {
@@ -76,12 +81,20 @@ pub(super) fn answer(instance: &Instance, call: &Call) -> Outcome {
         (&Method::GET, false) => Err(Reply::fault("GET request cannot have a body.")),
         (&Method::PUT, true) => Err(Reply::fault("Empty PUT request.")),
         (&Method::PUT, false) => put(instance, &path, call),
-        (&Method::PATCH, true) => Err(Reply::fault("Empty PATCH request.")),
-        (&Method::PATCH, false) => patch(instance, &path, call),
+        (&Method::PATCH, is_empty) => match path[..] {
+            ["balloon", "hinting", ref what @ ..] => Err(hinting(instance, call, what, &["start", "stop"])),
+            _ if is_empty => Err(Reply::fault("Empty PATCH request.")),
+            _ => patch(instance, &path, call),
+        },
         (&Method::DELETE, true) => match path[..] {
-            ["drives" | "network-interfaces" | "pmem", _] => Err(not_here("does not unplug devices")),
+            ["drives" | "network-interfaces" | "pmem"] => Err(Reply::fault(NO_ID)),
+            ["drives" | "network-interfaces" | "pmem", id, ..] => {
+                check_id(id)?;
+                Err(when_running(instance, "does not unplug devices"))
+            }
             _ => Err(unknown(call)),
         },
+        (&Method::DELETE, false) => Err(Reply::fault("Empty Delete request.")),
         _ => Err(unknown(call)),
     }
 }
@@ -94,65 +107,69 @@ fn get(instance: &Instance, path: &[&str], call: &Call) -> Outcome {
             "vmm_version": env!("CARGO_PKG_VERSION"),
             "app_name": "posada",
         }))),
-        ["version"] => Ok(Reply::json(&json!({ "firecracker_version": VERSION }))),
-        ["vm", "config"] => Ok(Reply::json(&instance.composition())),
-        ["machine-config"] => Ok(Reply::json(&instance.composition().machine_config)),
-        ["balloon"] => match instance.composition().balloon {
-            Some(balloon) => Ok(Reply::json(&balloon)),
-            None => Err(Reply::fault("Balloon config error: No balloon device found.")),
+        ["version", ..] => Ok(Reply::json(&json!({ "firecracker_version": API_VERSION }))),
+        ["vm", "config", ..] => Ok(Reply::json(&instance.composition())),
+        ["machine-config", ..] => Ok(Reply::json(&instance.composition().machine_config)),
+        ["balloon"] => match (instance.composition().balloon, instance.vm()) {
+            (Some(balloon), _) => Ok(Reply::json(&balloon)),
+            (None, None) => Err(Reply::fault("Balloon config error: No balloon device found.")),
+            (None, Some(_)) => Err(internal("the guest has no balloon")),
         },
-        ["balloon", "statistics"] => {
+        ["balloon", "statistics", ..] => {
             let statistics = BalloonStatistics::of(&*started(instance)?);
-            Ok(Reply::json(
-                &statistics.map_err(|error| Reply::fault(error.to_string()))?,
-            ))
+            Ok(Reply::json(&statistics.map_err(internal)?))
         }
-        ["balloon", "hinting", "status"] => Err(when_running(instance, "has no free page hinting")),
-        ["hotplug", "memory"] => Err(when_running(instance, "does not plug in memory")),
-        ["mmds"] => Ok(instance.with_metadata(mmds::get)),
+        ["balloon", "hinting", what @ ..] => Err(hinting(instance, call, what, &["status"])),
+        ["balloon", what, ..] => Err(unrecognized(call, what)),
+        ["hotplug", "memory", ..] => Err(when_running(instance, "does not plug in memory")),
+        ["mmds", ..] => with_metadata(instance, |metadata| Ok(mmds::get(metadata))),
         _ => Err(unknown(call)),
     }
 }
 
 fn put(instance: &Instance, path: &[&str], call: &Call) -> Outcome {
     match path {
-        ["actions"] => act(instance, &parse::<Action>(call)?),
-        ["boot-source"] => compose(instance, call, "Boot source", Composition::set_boot_source),
-        ["machine-config"] => {
+        ["actions", ..] => act(instance, &parse::<Action>(call)?),
+        ["boot-source", ..] => compose(instance, call, "Boot source", Composition::set_boot_source),
+        ["machine-config", ..] => {
             let machine: machine::MachineConfig = parse(call)?;
             let deprecated = machine.is_deprecated();
             instance.compose("Machine config", |composition| composition.set_machine(machine))?;
             Ok(Reply::done().deprecated_if(deprecated))
         }
-        ["cpu-config"] => compose(instance, call, "Configure CPU", Composition::set_cpu),
-        ["drives", id] => {
+        ["cpu-config", ..] => compose(instance, call, "Configure CPU", Composition::set_cpu),
+        ["drives", id, ..] => {
+            check_id(id)?;
             let drive: devices::Drive = parse(call)?;
-            check_id(id, &drive.drive_id)?;
+            check_drive_id(id, &drive.drive_id)?;
             instance.compose("Drive config", |composition| composition.put_drive(drive))
         }
-        ["network-interfaces", id] => {
+        ["network-interfaces", id, ..] => {
+            check_id(id)?;
             let interface: devices::NetworkInterface = parse(call)?;
-            check_id(id, &interface.iface_id)?;
+            check_interface_id(id, &interface.iface_id)?;
             instance.compose("Network config", |composition| {
                 composition.put_interface(interface)
             })
         }
-        ["vsock"] => {
+        ["vsock", ..] => {
             let vsock: devices::Vsock = parse(call)?;
             let deprecated = vsock.vsock_id.is_some();
             instance.compose("Vsock config", |composition| composition.set_vsock(vsock))?;
             Ok(Reply::done().deprecated_if(deprecated))
         }
-        ["balloon"] => compose(instance, call, "Balloon config", Composition::set_balloon),
-        ["entropy"] => compose(instance, call, "Entropy config", Composition::set_entropy),
-        ["serial"] => compose(instance, call, "Serial config", Composition::set_serial),
-        ["logger"] => {
+        ["balloon", ..] => compose(instance, call, "Balloon config", Composition::set_balloon),
+        ["entropy", ..] => compose(instance, call, "Entropy config", Composition::set_entropy),
+        ["serial", ..] => compose(instance, call, "Serial config", Composition::set_serial),
+        ["logger", ..] => {
             let logger: Logger = parse(call)?;
             instance.compose("Logger", |_| instance.set_log(&logger))
         }
-        ["snapshot", "create"] => create_snapshot(instance, &parse(call)?),
-        ["snapshot", "load"] => load_snapshot(instance, &parse(call)?),
-        ["metrics"] => {
+        ["snapshot"] => Err(Reply::fault("Missing snapshot operation type.")),
+        ["snapshot", "create", ..] => create_snapshot(instance, &parse(call)?),
+        ["snapshot", "load", ..] => load_snapshot(instance, &parse(call)?),
+        ["snapshot", what, ..] => Err(not_a_path(&call.method, &format!("/snapshot/{what}"))),
+        ["metrics", ..] => {
             let metrics = parse(call)?;
             if instance.vm().is_some() {
                 return Err(Reply::fault(AFTER_START));
@@ -162,25 +179,30 @@ fn put(instance: &Instance, path: &[&str], call: &Call) -> Outcome {
             Ok(Reply::done())
         }
         ["mmds"] => {
-            let document: Map<String, Value> = parse(call)?;
-            mmds::set(instance.with_metadata(|metadata| metadata.put(document.into())))
+            let document = value(call)?;
+            with_metadata(instance, |metadata| mmds::set(metadata.put(document)))
         }
-        ["mmds", "config"] => {
+        ["mmds", "config", ..] => {
             let mmds: mmds::Mmds = parse(call)?;
             let deprecated = mmds.is_deprecated();
-            instance.compose("MMDS config", |composition| composition.set_mmds(mmds))?;
+            // Three letters M: so it is there.
+            instance.compose("MMMDS config", |composition| composition.set_mmds(mmds))?;
             Ok(Reply::done().deprecated_if(deprecated))
         }
-        ["pmem", _] => Err(not_here("has no persistent memory")),
-        ["hotplug", "memory"] => Err(not_here("does not plug in memory")),
-        ["drives" | "network-interfaces" | "pmem"] => Err(Reply::fault("The ID cannot be empty.")),
+        ["mmds", what, ..] => Err(unrecognized(call, what)),
+        ["pmem", id, ..] => {
+            check_id(id)?;
+            Err(not_here("has no persistent memory"))
+        }
+        ["hotplug", "memory", ..] => Err(not_here("does not plug in memory")),
+        ["drives" | "network-interfaces" | "pmem"] => Err(Reply::fault(NO_ID)),
         _ => Err(unknown(call)),
     }
 }
 
 fn patch(instance: &Instance, path: &[&str], call: &Call) -> Outcome {
     match path {
-        ["machine-config"] => {
+        ["machine-config", ..] => {
             let update: MachineUpdate = parse(call)?;
             if update.is_empty() {
                 return Err(Reply::fault("Empty PATCH request."));
@@ -190,38 +212,43 @@ fn patch(instance: &Instance, path: &[&str], call: &Call) -> Outcome {
             })?;
             Ok(Reply::done().deprecated_if(update.is_deprecated()))
         }
-        ["vm"] => {
+        ["vm", ..] => {
             let request = match parse::<VmUpdate>(call)?.state {
                 VmState::Paused => Request::Pause,
                 VmState::Resumed => Request::Resume,
             };
             perform(instance, request)
         }
-        ["drives", id] => {
+        ["drives", id, ..] => {
+            check_id(id)?;
             let update: DriveUpdate = parse(call)?;
-            check_id(id, &update.drive_id)?;
+            check_drive_id(id, &update.drive_id)?;
             change(instance, "Drive config", |vm| update.apply(vm))
         }
-        ["network-interfaces", id] => {
+        ["network-interfaces", id, ..] => {
+            check_id(id)?;
             let update: InterfaceUpdate = parse(call)?;
-            check_id(id, &update.iface_id)?;
+            check_interface_id(id, &update.iface_id)?;
             change(instance, "Network config", |vm| update.apply(vm))
         }
-        ["balloon"] => {
-            let update: BalloonUpdate = parse(call)?;
-            change(instance, "Balloon update", |vm| update.apply(vm))
-        }
-        ["balloon", "statistics"] => {
+        ["balloon", "statistics", ..] => {
             let update: StatisticsUpdate = parse(call)?;
             change(instance, "Balloon update", |vm| update.apply(vm))
         }
-        ["balloon", "hinting", "start" | "stop"] => Err(when_running(instance, "has no free page hinting")),
-        ["pmem", _] => Err(when_running(instance, "has no persistent memory")),
-        ["hotplug", "memory"] => Err(when_running(instance, "does not plug in memory")),
-        ["mmds"] => {
-            let patch: Map<String, Value> = parse(call)?;
-            mmds::set(instance.with_metadata(|metadata| metadata.patch(patch.into())))
+        ["balloon", ..] => {
+            let update: BalloonUpdate = parse(call)?;
+            change(instance, "Balloon update", |vm| update.apply(vm))
         }
+        ["pmem", id, ..] => {
+            check_id(id)?;
+            Err(when_running(instance, "has no persistent memory"))
+        }
+        ["hotplug", "memory", ..] => Err(when_running(instance, "does not plug in memory")),
+        ["mmds", ..] => {
+            let patch = value(call)?;
+            with_metadata(instance, |metadata| mmds::set(metadata.patch(patch)))
+        }
+        ["drives" | "network-interfaces" | "pmem"] => Err(Reply::fault(NO_ID)),
         _ => Err(unknown(call)),
     }
 }
@@ -234,7 +261,7 @@ fn started(instance: &Instance) -> Result<Arc<RunningVm>, Reply> {
 /// Has a guest that has been started do what it is asked for, and has nothing to tell of.
 fn perform(instance: &Instance, request: Request) -> Outcome {
     let done = control::perform(&*started(instance)?, request);
-    done.map_err(|error| Reply::fault(error.to_string()))?;
+    done.map_err(internal)?;
     Ok(Reply::done())
 }
 
@@ -251,7 +278,7 @@ fn act(instance: &Instance, action: &Action) -> Outcome {
         ActionType::FlushMetrics => {
             started(instance)?;
             let told = instance.tell_metrics();
-            told.map_err(|error| Reply::fault(format!("Flush metrics error: {error}")))?;
+            told.map_err(|error| internal(format_args!("Metrics error: {error}")))?;
             Ok(Reply::done())
         }
         ActionType::SendCtrlAltDel => perform(instance, Request::PowerButton),
@@ -270,6 +297,7 @@ fn create_snapshot(instance: &Instance, create: &snapshot::Create) -> Outcome {
 
 fn load_snapshot(instance: &Instance, load: &snapshot::Load) -> Outcome {
     let failed = |why: String| Reply::fault(format!("Load snapshot error: {why}"));
+    load.check().map_err(malformed)?;
     if !instance.composition().is_untouched() && instance.vm().is_none() {
         return Err(failed(
             "Loading a microVM snapshot not allowed after configuring boot-specific resources.".to_owned(),
@@ -277,11 +305,13 @@ fn load_snapshot(instance: &Instance, load: &snapshot::Load) -> Outcome {
     }
     instance.begin(|base, console| {
         let vm = load.execute(base, console).map_err(failed)?;
+        if !load.resume_vm {
+            vm.hold().map_err(|error| failed(error.to_string()))?;
+        }
+        // From here on nothing fails: what was put is for the next one otherwise.
         instance.hand_metadata_to(vm.metadata());
         if load.resume_vm {
             vm.resume();
-        } else {
-            vm.hold().map_err(|error| failed(error.to_string()))?;
         }
         Ok(vm)
     })?;
@@ -299,50 +329,12 @@ fn compose<T: DeserializeOwned>(
     instance.compose(what, |composition| set(composition, part))
 }
 
-fn parse<T: DeserializeOwned>(call: &Call) -> Result<T, Reply> {
-    call.parse().map_err(|error| {
-        Reply::fault(format!(
-            "An error occurred when deserializing the json body of a request: {error}."
-        ))
-    })
-}
-
-/// Checks that a part has one name, and a plain one.
-fn check_id(in_path: &str, in_body: &str) -> Result<(), Reply> {
-    let is_plain = |letter: char| letter == '_' || letter.is_alphanumeric();
-    if in_path.is_empty() {
-        Err(Reply::fault("The ID cannot be empty."))
-    } else if !in_path.chars().all(is_plain) {
-        Err(Reply::fault(
-            "API Resource IDs can only contain alphanumeric characters and underscores.",
-        ))
-    } else if in_path != in_body {
-        Err(Reply::fault(format!(
-            "The id from the path [{in_path}] does not match the id from the body [{in_body}]!"
-        )))
-    } else {
-        Ok(())
-    }
-}
-
-/// posada lacks something, whatever the guest's state is: the rest of a sentence that begins with its name.
-fn not_here(lack: &str) -> Reply {
-    Reply::fault(format!(
-        "The requested operation is not supported: posada {lack}."
-    ))
-}
-
-/// The same of what Firecracker does to a guest that has been started.
-fn when_running(instance: &Instance, lack: &str) -> Reply {
+/// Looks at what the guest is told, or changes it: one that has been started without the service is told nothing.
+fn with_metadata(instance: &Instance, look: impl FnOnce(&Metadata) -> Outcome) -> Outcome {
     match instance.vm() {
-        Some(_) => not_here(lack),
-        None => Reply::fault(BEFORE_START),
+        Some(vm) if vm.config().mmds.is_none() => mmds::set(Err(MetadataError::None)),
+        _ => instance.with_metadata(look),
     }
-}
-
-fn unknown(call: &Call) -> Reply {
-    let (method, path) = (&call.method, call.path.trim_start_matches('/'));
-    Reply::fault(format!("Invalid request method and/or path: {method} {path}."))
 }
 
 fn state(phase: Phase) -> &'static str {

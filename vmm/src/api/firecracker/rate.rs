@@ -19,7 +19,6 @@ pub struct RateLimiter {
 
 /// A bucket that is filled anew in a time, evenly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct TokenBucket {
     /// What is in it when it is full.
     pub size: u64,

@@ -1,6 +1,6 @@
 //! What Firecracker's clients describe, and what posada makes of it.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::config::disk::Format;
@@ -148,9 +148,13 @@ fn two_ways_of_a_network_have_one_limit() {
 
 #[test]
 fn names_are_plain_and_the_same_in_path_and_body() {
-    assert!(check_id("a_1", "a_1").is_ok());
-    for (path, body) in [("", ""), ("a-b", "a-b"), ("a%20", "a%20"), ("a", "b")] {
-        assert!(check_id(path, body).is_err(), "{path}");
+    assert!(check_id("a_1").is_ok());
+    for id in ["", "a-b", "a%20"] {
+        assert!(check_id(id).is_err(), "{id}");
+    }
+    for check in [check_drive_id, check_interface_id] {
+        assert!(check("a", "a").is_ok());
+        assert!(check("a", "b").is_err());
     }
 }
 
@@ -171,4 +175,36 @@ fn who_uses_what_will_go_is_told_so() {
     assert_eq!(put("/vsock", vsock), Reply::done().deprecated_if(true));
     let machine = r#"{"vcpu_count": 1, "mem_size_mib": 64, "cpu_template": "None"}"#;
     assert_eq!(put("/machine-config", machine), Reply::done().deprecated_if(true));
+}
+
+#[test]
+fn a_file_has_its_cpu_template_or_says_where_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cpu.json");
+    // Words that nobody knows are ignored where Firecracker does so.
+    let template = json!({ "msr_modifiers": [{ "addr": "0x10a", "bitmap": "0b1", "why": "because" }] });
+    std::fs::write(&path, template.to_string()).unwrap();
+    let config = |template: &Value| {
+        let file = json!({ "boot-source": { "kernel_image_path": FILE }, "cpu-config": template });
+        let (composition, ..) = Composition::from_json(file.to_string().as_bytes())?;
+        composition.config(&base())
+    };
+    let inline = config(&template).unwrap();
+    assert!(inline.cpu_template.is_some());
+    assert_eq!(config(&json!(path)).unwrap(), inline);
+    assert_eq!(config(&Value::Null).unwrap().cpu_template, None);
+    assert!(
+        config(&json!("/no/template"))
+            .unwrap_err()
+            .contains("/no/template")
+    );
+}
+
+#[test]
+fn words_that_nobody_knows_are_ignored_where_firecracker_does_so() {
+    let metrics = r#"{"metrics_path": "m", "emit": "all"}"#;
+    serde_json::from_str::<Metrics>(metrics).unwrap();
+    let limiter = json!({ "ops": { "size": 1, "refill_time": 1, "unit": "s" } });
+    serde_json::from_value::<rate::RateLimiter>(limiter).unwrap();
+    serde_json::from_str::<rate::RateLimiter>(r#"{"op": null}"#).unwrap_err();
 }
