@@ -1,6 +1,7 @@
 //! The command line: what it takes, what it prints, and what its exit status means.
 
 mod agent;
+mod api_socket;
 mod attach;
 mod background;
 mod clones;

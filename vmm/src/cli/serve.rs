@@ -1,21 +1,19 @@
 //! `posada serve`: a guest that is described, started and looked after by the HTTP API, with Firecracker's flags.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 use tracing::level_filters::LevelFilter;
-use tracing::warn;
-use vmm::api::{Api, Instance, Logger, MAX_BODY, Metrics, level_of};
+use vmm::api::{API_VERSION, Api, Instance, Logger, MAX_BODY, Metrics, level_of};
 use vmm::config::VmConfig;
 use vmm::console::{self, End};
 use vmm::lifecycle::Stop;
 use vmm::mmds::Metadata;
 
+use super::api_socket::ApiSocket;
 use super::guest::Hosted;
 use super::{Failure, finish, log};
 
@@ -38,7 +36,7 @@ const MAX_FILE: u64 = 1 << 20;
 #[derive(Args)]
 pub struct Serve {
     /// Unix socket that the API is served at
-    #[arg(long, value_name = "PATH", required_unless_present = "no_api")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["no_api", "version"])]
     api_sock: Option<PathBuf>,
 
     /// Name of the guest
@@ -92,11 +90,41 @@ pub struct Serve {
     /// There is no seccomp filter that could be left out.
     #[arg(long, hide = true)]
     no_seccomp: bool,
+
+    /// Print the versions of posada and of the API
+    #[arg(long)]
+    version: bool,
+
+    #[command(flatten)]
+    _times: JailerTimes,
+}
+
+/// What Firecracker's jailer tells of itself: microseconds.
+#[derive(Args)]
+struct JailerTimes {
+    /// When it was started.
+    #[arg(long, hide = true)]
+    start_time_us: Option<u64>,
+
+    /// The same in its CPU's time.
+    #[arg(long, hide = true)]
+    start_time_cpu_us: Option<u64>,
+
+    /// CPU time that its parent had used.
+    #[arg(long, hide = true)]
+    parent_cpu_time_us: Option<u64>,
 }
 
 impl Serve {
     /// Serves the API until the guest ends, and the process with it.
     pub fn execute(self) -> Result<(), Failure> {
+        if self.version {
+            println!(
+                "posada {}\nFirecracker API v{API_VERSION}",
+                env!("CARGO_PKG_VERSION")
+            );
+            return Ok(());
+        }
         let set_log = log::start();
         set_log(&self.logger()).map_err(Failure::Other)?;
         console::block_signals()?;
@@ -122,7 +150,7 @@ impl Serve {
         }
         let mut listeners = Vec::from_iter(hosted.take_listener());
         if let Some(socket) = &socket {
-            listeners.push(socket.listener.try_clone().map_err(unserved)?);
+            listeners.push(socket.listener().map_err(unserved)?);
         }
         let api =
             Api::serve(instance.clone(), listeners, self.http_api_max_payload_size).map_err(unserved)?;
@@ -187,46 +215,4 @@ fn read(path: &Path, most: u64) -> Result<Vec<u8>, String> {
 
 fn unserved(error: io::Error) -> Failure {
     Failure::Other(format!("cannot serve the API: {error}"))
-}
-
-/// The API's socket. Dropping it removes its name.
-struct ApiSocket {
-    path: PathBuf,
-    listener: UnixListener,
-}
-
-impl ApiSocket {
-    /// Listens at `path`, in the place of a socket that nobody listens at any more.
-    fn bind(path: &Path) -> Result<Self, Failure> {
-        let bound = match UnixListener::bind(path) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && is_stale(path) => {
-                fs::remove_file(path).and_then(|()| UnixListener::bind(path))
-            }
-            bound => bound,
-        };
-        match bound {
-            Ok(listener) => Ok(Self {
-                path: path.to_owned(),
-                listener,
-            }),
-            Err(error) => Err(Failure::Other(format!(
-                "cannot listen at the API's socket '{}': {error}; give another --api-sock",
-                path.display()
-            ))),
-        }
-    }
-}
-
-/// Whether this is a socket whose process has ended.
-fn is_stale(path: &Path) -> bool {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    is_socket && UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
-}
-
-impl Drop for ApiSocket {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            warn!("cannot remove '{}': {error}", self.path.display());
-        }
-    }
 }
