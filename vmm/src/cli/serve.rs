@@ -15,6 +15,7 @@ use vmm::mmds::Metadata;
 
 use super::api_socket::ApiSocket;
 use super::guest::Hosted;
+use super::output::print;
 use super::{Failure, finish, log};
 
 pub const EXAMPLES: &str = "\
@@ -119,11 +120,8 @@ impl Serve {
     /// Serves the API until the guest ends, and the process with it.
     pub fn execute(self) -> Result<(), Failure> {
         if self.version {
-            println!(
-                "posada {}\nFirecracker API v{API_VERSION}",
-                env!("CARGO_PKG_VERSION")
-            );
-            return Ok(());
+            let posada = env!("CARGO_PKG_VERSION");
+            return print(&format!("posada {posada}\nFirecracker API v{API_VERSION}\n"));
         }
         let set_log = log::start();
         set_log(&self.logger()).map_err(Failure::Other)?;
