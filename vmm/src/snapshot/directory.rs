@@ -78,7 +78,7 @@ impl Partial {
     /// # Errors
     /// Something has come to be at its place, or the disk fails.
     pub fn publish(self) -> Result<(), SnapshotError> {
-        self.publish_with(|directory| File::open(directory)?.sync_all())
+        self.publish_with(sync)
     }
 
     /// [`publish`](Self::publish), where `sync` brings a directory to the disk.
