@@ -224,6 +224,12 @@ impl Queue {
         available.is_ok_and(|index| index.0 != self.ring.next_avail())
     }
 
+    /// How many chains are known to follow the one that was taken last; there may be more. It costs nothing.
+    #[inline]
+    pub fn known(&self) -> u16 {
+        (self.available - Wrapping(self.ring.next_avail())).0
+    }
+
     /// Puts the chain that was taken last back, so that it is the next one again.
     pub fn undo_pop(&mut self) {
         self.ring.go_to_previous_position();

@@ -34,7 +34,7 @@ pub struct Receiver {
     first: usize,
     /// Bytes in them.
     room: usize,
-    /// The most that there ever was in hand.
+    /// The most that the driver has ever had posted, in hand or not, as far as is known.
     most_room: usize,
 }
 
@@ -80,7 +80,10 @@ impl Receiver {
                 self.keep(buffers, room);
             }
         }
-        self.most_room = self.most_room.max(self.room);
+        let each = self.room / self.posted.len().max(1);
+        self.most_room = self
+            .most_room
+            .max(self.room + each * usize::from(self.queue.known()));
         Ok(full || self.holds(len.min(self.most_room / 2).max(HEADER)))
     }
 

@@ -59,6 +59,27 @@ fn a_driver_that_never_posts_enough_for_the_largest_frame_gets_smaller_ones() {
 }
 
 #[test]
+fn a_driver_that_has_posted_enough_before_is_waited_for_and_loses_no_large_frame() {
+    let mut bench = Bench::new(MERGEABLE);
+    for n in 0..6 {
+        bench.post(&[(DATA + n * PAGE, 600)]);
+    }
+    for (number, len) in [(5, 1500), (6, 500), (7, 1500)] {
+        bench.arrive(&frame(number, len));
+    }
+    let used = bench.guest.queues[RX].take_used();
+    assert_eq!(
+        used,
+        [(0, 600), (1, 600), (2, 312), (3, 512)],
+        "two are left, too small"
+    );
+    bench.post(&[(DATA + 6 * PAGE, 600)]);
+    let used = bench.guest.queues[RX].take_used();
+    assert_eq!(used, [(4, 600), (5, 600), (6, 312)]);
+    bench.expect_reports(&[]);
+}
+
+#[test]
 fn a_malformed_queue_stops_the_device_until_it_is_reset() {
     type Wrong = fn(&mut Started);
     let wrongs: [Wrong; 4] = [
