@@ -4,13 +4,13 @@
 //! ends, so what a killed guest has left is recognised, and is the next one's of that name, or [swept](sweep) away. What a guest
 //! [leaves](remains) on purpose stays until then, or until it is removed.
 
+mod left_over;
 pub mod remains;
 
 use std::env;
-use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -18,6 +18,11 @@ use std::time::{Duration, SystemTime};
 use nix::unistd::geteuid;
 use thiserror::Error;
 use tracing::debug;
+
+use left_over::{is_at, lock_if_left, remove_all_but};
+
+pub use left_over::sweep;
+pub(crate) use left_over::{own, remove_if_left};
 
 /// A guest's control socket, in its directory.
 pub const SOCKET: &str = "control.sock";
@@ -165,104 +170,6 @@ impl Drop for GuestDirectory {
     }
 }
 
-/// Removes what guests have left that were killed, and that no guest of their names has taken over. Not before a guest starts, which
-/// would wait for it.
-pub fn sweep() {
-    if let Ok(base) = base() {
-        sweep_in(&base);
-    }
-}
-
-fn sweep_in(base: &Path) {
-    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir())
-            && let Err(error) = clear_if_left(&entry.path())
-        {
-            debug!("cannot remove '{}': {error}", entry.path().display());
-        }
-    }
-}
-
-/// Takes the lock of a directory that this process has just made, or `None` if somebody has taken it for left over: then it goes.
-///
-/// # Errors
-/// It cannot be opened or locked.
-pub(crate) fn own(path: &Path) -> io::Result<Option<File>> {
-    let directory = match File::open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        result => result?,
-    };
-    // Who sweeps holds it until it has another name.
-    directory.lock()?;
-    Ok(is_at(&directory, path)?.then_some(directory))
-}
-
-/// Removes a directory if it is no living process's.
-///
-/// # Errors
-/// It cannot be opened or removed.
-pub(crate) fn remove_if_left(path: &Path) -> io::Result<()> {
-    match lock_if_left(path)? {
-        Some(lock) => remove(path, lock),
-        None => Ok(()),
-    }
-}
-
-/// Removes a guest's directory if it is no living process's, but for what the guest was to leave.
-fn clear_if_left(path: &Path) -> io::Result<()> {
-    match remains::have_end(path) {
-        true => Ok(()),
-        false => match lock_if_left(path)? {
-            Some(_lock) if remains::end_if_killed(path)? => Ok(()),
-            Some(lock) => remove(path, lock),
-            None => Ok(()),
-        },
-    }
-}
-
-/// The lock of a directory that is no living process's.
-fn lock_if_left(path: &Path) -> io::Result<Option<File>> {
-    let directory = File::open(path)?;
-    match directory.try_lock() {
-        Err(TryLockError::WouldBlock) => return Ok(None),
-        result => result?,
-    }
-    Ok(is_at(&directory, path)?.then_some(directory))
-}
-
-/// Removes a directory whose lock this process has.
-fn remove(path: &Path, directory: File) -> io::Result<()> {
-    // Out of the way of the next guest of its name first.
-    let mut aside = OsString::from(format!(".{}-", std::process::id()));
-    aside.push(path.file_name().unwrap_or_default());
-    let aside = path.with_file_name(aside);
-    fs::rename(path, &aside)?;
-    drop(directory);
-    fs::remove_dir_all(aside)
-}
-
-/// Removes what is in a directory, but for files of these names.
-fn remove_all_but(directory: &Path, kept: &[&str]) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if kept.iter().any(|kept| entry.file_name() == *kept) {
-            continue;
-        }
-        match entry.file_type()?.is_dir() {
-            true => fs::remove_dir_all(entry.path())?,
-            false => fs::remove_file(entry.path())?,
-        }
-    }
-    Ok(())
-}
-
-/// Whether an open directory can be found by this path, and has not been removed.
-fn is_at(directory: &File, path: &Path) -> io::Result<bool> {
-    let there = fs::metadata(path).map(|found| (found.dev(), found.ino()));
-    let ours = directory.metadata().map(|ours| (ours.dev(), ours.ino()))?;
-    Ok(there.is_ok_and(|there| there == ours))
-}
-
 /// The names of the guests that there are directories of. Their processes may have ended.
 ///
 /// # Errors
@@ -378,6 +285,9 @@ fn create(base: &Path, path: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::left_over::sweep_in;
     use super::*;
 
     fn claim(base: &Path, name: &str) -> Option<GuestDirectory> {

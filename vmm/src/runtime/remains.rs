@@ -8,7 +8,8 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::{GuestDirectory, RuntimeError, clear_if_left, lock_if_left, path_of, remove, remove_all_but};
+use super::left_over::{clear_if_left, lock_if_left, remove, remove_all_but};
+use super::{GuestDirectory, RuntimeError, path_of};
 use crate::console::End;
 use crate::control::GuestInfo;
 
