@@ -1,11 +1,13 @@
 //! Guests that are ended from outside, at every stage of their lives: what is left is nothing, or the next command's to clean up.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process;
 
 use nix::sys::signal::Signal;
-use posada_tests::guest::{command, runtime_directory};
+use posada_tests::background::Background;
+use posada_tests::guest::{command, on_terminal, runtime_directory};
 use posada_tests::running::until;
 use posada_tests::served::Served;
 use posada_tests::{Guest, Running, images, posada};
@@ -13,28 +15,71 @@ use vmm_sys_util::tempdir::TempDir;
 
 const SIGNALS: [Signal; 3] = [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGHUP];
 
+/// How a process is ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Signal(Signal),
+    /// The terminal that it is on is closed, and with it the session.
+    Terminal,
+}
+
+const WAYS: [Way; 4] = [
+    Way::Signal(Signal::SIGKILL),
+    Way::Signal(Signal::SIGTERM),
+    Way::Signal(Signal::SIGHUP),
+    Way::Terminal,
+];
+
+impl Way {
+    /// The signal that the process hears of.
+    fn signal(self) -> Signal {
+        match self {
+            Self::Signal(signal) => signal,
+            Self::Terminal => Signal::SIGHUP,
+        }
+    }
+
+    fn start(self, guest: Guest) -> Running {
+        match self {
+            Self::Signal(_) => guest.start(),
+            Self::Terminal => guest.start_on_terminal().0,
+        }
+    }
+
+    fn end(self, process: &mut Running) {
+        match self {
+            Self::Signal(signal) => process.signal(signal),
+            Self::Terminal => process.hang_up(),
+        }
+    }
+}
+
 fn directory(name: &str) -> PathBuf {
     runtime_directory().join("posada").join(name)
 }
 
-fn name(stage: &str, signal: Signal) -> String {
-    format!("{stage}-{}-{}", signal as i32, process::id())
+fn name(stage: &str, way: Way) -> String {
+    let what = match way {
+        Way::Signal(signal) => signal.as_str(),
+        Way::Terminal => "terminal",
+    };
+    format!("{stage}-{what}-{}", process::id())
 }
 
-fn counting(name: &str, more: &str) -> Running {
-    let mut guest = Guest::bare(&format!("program=count {more}")).named(name).start();
-    guest.wait_for("count 1\n");
+fn counting(name: &str, way: Way) -> Running {
+    let mut guest = way.start(Guest::bare("program=count").named(name));
+    guest.wait_for("count 1");
     guest
 }
 
-/// Sends the signal to a guest's process, and waits for its end, which is as it should be and leaves nothing.
-fn end(guest: Running, name: &str, signal: Signal) {
-    guest.signal(signal);
+/// Ends a guest's process in this way, and waits for that, which is as it should be and leaves nothing.
+fn end(mut guest: Running, name: &str, way: Way) {
+    way.end(&mut guest);
     let ended = guest.wait();
-    if signal == Signal::SIGKILL {
+    if way == Way::Signal(Signal::SIGKILL) {
         assert_eq!(ended.status.code(), None);
     } else {
-        ended.expect_status(128 + signal as i32).expect_no_panic();
+        ended.expect_status(128 + way.signal() as i32).expect_no_panic();
         assert!(!directory(name).exists(), "its directory goes with it");
     }
     posada(&["inspect", name]).expect_refusal(1, &["there is no running guest named", name]);
@@ -47,15 +92,21 @@ fn before_its_guest_runs() {
     for signal in SIGNALS {
         let served = Served::start(&format!("unborn-{}", signal as i32), &[]);
         let name = served.name.clone();
-        end(served.running, &name, signal);
+        end(served.running, &name, Way::Signal(signal));
     }
+    let (name, place) = (name("unborn", Way::Terminal), TempDir::new().unwrap());
+    let socket = place.as_path().join("api.sock");
+    let (served, _) = on_terminal(&["serve", "--id", &name, "--api-sock", socket.to_str().unwrap()]);
+    until("it is served", || UnixStream::connect(&socket).is_ok());
+    end(served, &name, Way::Terminal);
+    assert!(!socket.exists(), "its socket goes with it");
 }
 
 #[test]
 fn while_it_waits_to_be_let_go() {
     let kernel = images::bare();
     for signal in SIGNALS {
-        let name = name("waits", signal);
+        let name = name("waits", Way::Signal(signal));
         let arguments = [
             "run",
             "--background",
@@ -80,14 +131,36 @@ fn while_it_waits_to_be_let_go() {
 
 #[test]
 fn while_it_runs_and_while_it_is_paused() {
-    for signal in SIGNALS {
-        let running = name("runs", signal);
-        end(counting(&running, ""), &running, signal);
-        let paused = name("paused", signal);
-        let guest = counting(&paused, "");
+    for way in WAYS {
+        let running = name("runs", way);
+        end(counting(&running, way), &running, way);
+        let paused = name("paused", way);
+        let guest = counting(&paused, way);
         posada(&["pause", &paused]).expect_status(0);
-        end(guest, &paused, signal);
+        end(guest, &paused, way);
     }
+}
+
+#[test]
+fn a_guest_in_the_background_outlives_the_terminal_that_it_was_started_on() {
+    let name = name("detached", Way::Terminal);
+    let kernel = images::bare();
+    let (mut starter, _) = on_terminal(&[
+        "run",
+        "-d",
+        "--rm",
+        "--name",
+        &name,
+        "--cmdline",
+        "program=count",
+        "--kernel",
+        kernel.to_str().unwrap(),
+    ]);
+    let _guest = Background::new(&name);
+    starter.wait_for(&name);
+    starter.hang_up();
+    starter.wait();
+    posada(&["inspect", &name]).expect_status(0);
 }
 
 fn names_in(directory: &Path) -> Vec<String> {
@@ -101,18 +174,18 @@ fn names_in(directory: &Path) -> Vec<String> {
 
 #[test]
 fn while_a_snapshot_is_taken_it_is_there_as_a_whole_or_the_next_one_cleans_up() {
-    for signal in SIGNALS {
-        let name = name("frozen", signal);
+    for way in WAYS {
+        let name = name("frozen", way);
         let place = TempDir::new().unwrap();
         let snapshot = place.as_path().join("s");
         let guest = Guest::bare("program=count touch=134217728")
             .named(&name)
             .memory("256M");
-        let mut guest = guest.start();
-        guest.wait_for("count 1\n");
+        let mut guest = way.start(guest);
+        guest.wait_for("count 1");
         let taking = Running::of(command(&["snapshot", &name, snapshot.to_str().unwrap()]));
         until("it is being written", || !names_in(place.as_path()).is_empty());
-        end(guest, &name, signal);
+        end(guest, &name, way);
         taking.wait().expect_no_panic();
         // The guest that a finished snapshot is of, or another one.
         let next = Guest::bare("program=count").named(&name).start();
