@@ -119,6 +119,8 @@ fn boots_from_a_bzimage_without_acpi_and_an_orderly_reboot_is_no_crash_but_a_pan
         .append("acpi=off")
         .cpus(2)
         .arg("--rng")
+        .arg("--vsock")
+        .arg(directory.as_path().join("v.sock"))
         .named(&name)
         .start();
     let up = posada(&["exec", "--wait", "3600", &name, "--", "echo", "up"]).expect_status(0);
