@@ -1,6 +1,7 @@
 //! The HTTP API: a guest's whole life by requests, and the ways that lead to it.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::thread;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -66,6 +67,69 @@ fn a_guest_lives_its_life_by_requests_and_goes_on_in_another_process() {
     next.patch("/vm", &vm("Resumed")).expect(204);
     next.end();
     served.end();
+}
+
+#[test]
+fn a_diff_is_put_into_the_memory_that_it_follows_or_lies_beside_it() {
+    let mut served = Served::start("diffs", &[]);
+    served
+        .put("/machine-config", r#"{"vcpu_count": 1, "mem_size_mib": 64}"#)
+        .expect(204);
+    served.begin("count touch=33554432");
+    served.running.wait_for("count 1\n");
+    let create = |served: &Served, kind: &str, state: &str, memory: &str| {
+        served.patch("/vm", &vm("Paused")).expect(204);
+        let (state, memory) = (served.place(state), served.place(memory));
+        let what = json!({ "snapshot_type": kind, "snapshot_path": state, "mem_file_path": memory });
+        let reply = served.put("/snapshot/create", &what.to_string());
+        served.patch("/vm", &vm("Resumed")).expect(204);
+        reply
+    };
+    let goes_on = |served: &mut Served, number: u32| {
+        served.running.send("\n");
+        served.running.wait_for(&format!("count {number}\n"));
+    };
+    create(&served, "Full", "state", "memory").expect(204);
+    let whole = fs::metadata(served.place("memory")).unwrap();
+    goes_on(&mut served, 2);
+    create(&served, "Diff", "state", "memory").expect(204);
+    goes_on(&mut served, 3);
+    create(&served, "Diff", "state 2", "changes").expect(204);
+    let changes = fs::metadata(served.place("changes")).unwrap();
+    assert_eq!(changes.len(), whole.len());
+    assert!(
+        changes.blocks() < whole.blocks() / 4,
+        "{} blocks",
+        changes.blocks()
+    );
+    fs::write(served.place("foreign"), "of another guest").unwrap();
+    create(&served, "Diff", "state 3", "foreign").expect_fault(&["foreign", "not this guest's memory"]);
+    assert_eq!(
+        fs::read_to_string(served.place("foreign")).unwrap(),
+        "of another guest"
+    );
+
+    let mut next = Served::start("after-diffs", &[]);
+    let load = json!({
+        "snapshot_path": served.place("state"),
+        "mem_backend": { "backend_type": "File", "backend_path": served.place("memory") },
+        "resume_vm": true,
+    });
+    next.put("/snapshot/load", &load.to_string()).expect(204);
+    goes_on(&mut next, 3);
+    // What follows is known of a restored guest, too.
+    let more = json!({ "snapshot_type": "Diff", "snapshot_path": next.place("state"), "mem_file_path": served.place("memory") });
+    next.patch("/vm", &vm("Paused")).expect(204);
+    next.put("/snapshot/create", &more.to_string()).expect(204);
+    let mut last = Served::start("after-more-diffs", &[]);
+    let load = json!({
+        "snapshot_path": next.place("state"),
+        "mem_backend": { "backend_type": "File", "backend_path": served.place("memory") },
+        "resume_vm": true,
+    });
+    last.put("/snapshot/load", &load.to_string()).expect(204);
+    goes_on(&mut last, 4);
+    goes_on(&mut served, 4);
 }
 
 #[test]

@@ -36,8 +36,8 @@ struct Served {
 
 /// What the next diff goes by.
 struct Last {
-    directory: PathBuf,
-    id: u64,
+    /// Where it is, and its number; `None` if it has been put together with others or elsewhere.
+    place: Option<(PathBuf, u64)>,
     /// How many diffs lead from a full snapshot to it.
     depth: usize,
     changed: Changed,
@@ -55,8 +55,7 @@ impl History {
     /// The machine's memory is that of the snapshot in `directory`, mapped from `image`.
     pub fn goes_on_from(&mut self, directory: PathBuf, id: u64, image: MemoryImage) {
         self.last = Some(Last {
-            directory,
-            id,
+            place: Some((directory, id)),
             depth: image.diffs(),
             changed: Changed::Unmapped,
         });
@@ -66,9 +65,11 @@ impl History {
         }
     }
 
-    /// The last snapshot is not where it was taken or read: no diff can follow it.
-    pub fn forget(&mut self) {
-        self.last = None;
+    /// The last snapshot is not where it was taken or read: no diff can name it as what it follows.
+    pub fn forget_place(&mut self) {
+        if let Some(last) = &mut self.last {
+            last.place = None;
+        }
     }
 
     /// The machine's memory is not mapped from anything: `handler` serves it.
@@ -139,10 +140,13 @@ impl History {
     /// There is nothing to take it against, or too long a way from there to a full snapshot.
     pub fn diff(&self) -> Result<DiffRecord, SnapshotError> {
         match &self.last {
-            Some(last) if last.depth == MAX_DIFFS => Err(SnapshotError::TooManyDiffs),
             Some(Last {
-                directory,
-                id,
+                depth,
+                place: Some(_),
+                ..
+            }) if *depth == MAX_DIFFS => Err(SnapshotError::TooManyDiffs),
+            Some(Last {
+                place: Some((directory, id)),
                 changed: Changed::Recorded(changed),
                 ..
             }) => Ok(DiffRecord {
@@ -154,6 +158,18 @@ impl History {
         }
     }
 
+    /// The pages that have changed since the last snapshot, wherever that is now, as [noted](Self::note) before; all that there are
+    /// if there was none.
+    pub fn since_last(&self, bytes: u64) -> PageRanges {
+        match &self.last {
+            Some(Last {
+                changed: Changed::Recorded(changed),
+                ..
+            }) => changed.clone(),
+            _ => PageRanges::all(bytes),
+        }
+    }
+
     /// The snapshot that was begun with the last [`note`](Self::note) is there: the next diff is against it.
     pub fn taken(&mut self, directory: PathBuf, id: u64, is_diff: bool) {
         let depth = match &self.last {
@@ -161,8 +177,7 @@ impl History {
             _ => 0,
         };
         self.last = Some(Last {
-            directory,
-            id,
+            place: Some((directory, id)),
             depth,
             changed: Changed::Recorded(PageRanges::default()),
         });

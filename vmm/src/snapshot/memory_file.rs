@@ -79,6 +79,9 @@ pub enum MemoryFileError {
         /// Which list.
         what: &'static str,
     },
+    /// It was put together of several snapshots' memory.
+    #[error("the snapshot's memory '{path}' was put together of several: nobody knows its checksums", path = .0.display())]
+    NoChecksums(PathBuf),
     /// Its bytes are not those that were written.
     #[error(
         "the snapshot's memory '{path}' is damaged: the checksum of the {CHUNK} bytes from {offset:#x} on is wrong",
@@ -138,6 +141,11 @@ pub fn seal(file: &File) -> io::Result<()> {
 }
 
 impl Checksums {
+    /// Of memory that nobody has read as a whole.
+    pub fn unknown() -> Self {
+        Self(Vec::new())
+    }
+
     /// Room for those of `bytes` of memory.
     fn of(bytes: u64) -> Vec<AtomicU32> {
         (0..bytes.div_ceil(CHUNK)).map(|_| AtomicU32::new(0)).collect()
@@ -206,6 +214,9 @@ impl MemoryFile {
     /// The file cannot be read, the lists do not fit it, or a checksum is wrong.
     pub fn verify(&self, ranges: &PageRanges, sums: &Checksums) -> Result<(), MemoryFileError> {
         self.check_ranges(ranges)?;
+        if sums.0.is_empty() {
+            return Err(MemoryFileError::NoChecksums(self.path.clone()));
+        }
         if sums.0.len() as u64 != self.len.div_ceil(CHUNK) {
             return Err(self.wrong_list("checksums"));
         }

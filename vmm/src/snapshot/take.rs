@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use super::directory::Partial;
 use super::frozen::Frozen;
 use super::history::History;
 use super::manifest::{DiffRecord, DiskRecord, MEMORY, Manifest, MemoryRecord, STATE, now};
+use super::memory_file::Checksums;
 use super::ranges::PageRanges;
 use super::{SnapshotError, disk_copies, format, memory_file};
 use crate::config::{ByteSize, DiskConfig, VmConfig};
@@ -51,11 +53,24 @@ pub struct Taken {
     pub took_us: u64,
 }
 
+/// What of a guest's memory is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    All,
+    /// What a snapshot lacks that names the one before.
+    Diff,
+    /// What has changed since the one before, wherever that is, for who puts the two together.
+    Changes,
+}
+
 /// What is kept of a guest at rest.
 struct Frost {
     vm: VmState,
     disks: Vec<DiskRecord>,
     diff: Option<DiffRecord>,
+    pages: PageRanges,
+    /// The state goes with this memory, and not with what is made of it.
+    is_whole: bool,
     memory: Frozen,
     state_took: Duration,
 }
@@ -65,13 +80,37 @@ struct Frost {
 /// # Errors
 /// The guest does not come to rest, or the disk does not take it. The guest goes on.
 pub fn take(vm: &RunningVm, options: &SnapshotOptions) -> Result<Taken, SnapshotError> {
+    let part = if options.diff { Part::Diff } else { Part::All };
+    take_part(vm, options, part).map(|(taken, _)| taken)
+}
+
+/// Takes what has changed since the last snapshot, wherever that is; returns the pages. What is in `directory` is nothing by itself: its
+/// state is that of the memory that the changes make of what they follow.
+///
+/// # Errors
+/// As for [`take`].
+pub fn take_changes(vm: &RunningVm, directory: PathBuf) -> Result<PageRanges, SnapshotError> {
+    let options = SnapshotOptions {
+        directory,
+        diff: false,
+        stop: false,
+        disks: false,
+    };
+    take_part(vm, &options, Part::Changes).map(|(_, pages)| pages)
+}
+
+fn take_part(
+    vm: &RunningVm,
+    options: &SnapshotOptions,
+    part: Part,
+) -> Result<(Taken, PageRanges), SnapshotError> {
     let _span = debug_span!("snapshot").entered();
     let begun = Instant::now();
     let partial = Partial::begin(&options.directory)?;
     let config = absolute(&vm.config())?;
     let file = memory_file::create(&partial.file(MEMORY), config.memory().0).map_err(failed("memory"))?;
     let mut history = vm.history();
-    if !options.diff {
+    if part != Part::Diff {
         history.fetch(vm)?;
     }
     history.record(vm)?;
@@ -85,14 +124,22 @@ pub fn take(vm: &RunningVm, options: &SnapshotOptions) -> Result<Taken, Snapshot
 
     let paused = Instant::now();
     vm.pause()?;
-    let frost = freeze(vm, &mut history, options, &config, (&file, &holes), &partial);
+    let frost = freeze(
+        vm,
+        &mut history,
+        (options, part),
+        &config,
+        (&file, &holes),
+        &partial,
+    );
     let rests = options.stop && frost.is_ok();
     if !rests {
         vm.resume();
     }
     let paused = paused.elapsed();
-    let frost = frost?;
+    let mut frost = frost?;
 
+    let pages = mem::take(&mut frost.pages);
     let state_took = frost.state_took;
     let done = store(frost, vm, config, &file, partial);
     if rests {
@@ -107,12 +154,13 @@ pub fn take(vm: &RunningVm, options: &SnapshotOptions) -> Result<Taken, Snapshot
     vm.tell(What::Snapshot {
         directory: options.directory.to_string_lossy().into_owned(),
     });
-    Ok(Taken {
+    let taken = Taken {
         written,
         paused_us: micros(paused),
         state_us: micros(state_took),
         took_us: micros(begun.elapsed()),
-    })
+    };
+    Ok((taken, pages))
 }
 
 /// The configuration as it is anywhere.
@@ -127,7 +175,7 @@ pub(super) fn absolute(config: &VmConfig) -> Result<VmConfig, SnapshotError> {
 fn freeze(
     vm: &RunningVm,
     history: &mut History,
-    options: &SnapshotOptions,
+    (options, part): (&SnapshotOptions, Part),
     config: &VmConfig,
     (file, holes): (&File, &PageRanges),
     partial: &Partial,
@@ -142,14 +190,23 @@ fn freeze(
         disk_copies::make(&mut disks, |name| partial.file(name), !options.stop)?;
     }
     history.note(vm)?;
-    let diff = options.diff.then(|| history.diff()).transpose()?;
-    let everything = PageRanges::all(config.memory().0);
-    let pages = diff.as_ref().map_or(&everything, |diff| &diff.pages);
+    let bytes = config.memory().0;
+    let (diff, pages) = match part {
+        Part::All => (None, PageRanges::all(bytes)),
+        Part::Changes => (None, history.since_last(bytes)),
+        Part::Diff => {
+            let diff = history.diff()?;
+            let pages = diff.pages.clone();
+            (Some(diff), pages)
+        }
+    };
     Ok(Frost {
         vm: state,
         disks,
-        memory: Frozen::begin(vm.memory(), pages, holes, file)?,
+        memory: Frozen::begin(vm.memory(), &pages, holes, file)?,
         diff,
+        pages,
+        is_whole: part != Part::Changes,
         state_took,
     })
 }
@@ -163,7 +220,12 @@ fn store(
     file: &File,
     partial: Partial,
 ) -> Result<(ByteSize, u64), SnapshotError> {
-    let checksums = frost.memory.wait()?;
+    let written = frost.memory.wait()?;
+    let checksums = if frost.is_whole {
+        written
+    } else {
+        Checksums::unknown()
+    };
     memory_file::seal(file).map_err(failed("memory"))?;
     let metadata = file.metadata().map_err(failed("memory"))?;
     flush_disks(&config)?;

@@ -103,31 +103,46 @@ impl Create {
     /// # Errors
     /// It cannot be taken.
     pub fn execute(&self, vm: &RunningVm) -> Result<(), String> {
-        if self.snapshot_type == SnapshotType::Diff {
-            return Err("posada's diffs are directories beside those that they follow: take one by /posada/v1/snapshot".to_owned());
-        }
         let told = |error: SnapshotError| error.to_string();
-        let memory = Partial::beside(&absolute_path(&self.mem_file_path)?).map_err(told)?;
+        let place = absolute_path(&self.mem_file_path)?;
+        let memory = Partial::beside(&place).map_err(told)?;
         let state = Partial::beside(&absolute_path(&self.snapshot_path)?).map_err(told)?;
         let directory = memory.file(WHOLE);
-        let options = SnapshotOptions {
-            directory: directory.clone(),
-            diff: false,
-            stop: false,
-            disks: false,
+        let taken = match self.snapshot_type {
+            SnapshotType::Full => take_all(vm, &directory).map(|()| None),
+            SnapshotType::Diff => snapshot::take_changes(vm, directory.clone()).map(Some),
         };
-        snapshot::take(vm, &options).map_err(told)?;
-        // What is moved away is nothing that a diff could follow.
-        vm.history().forget();
+        let changes = taken.map_err(told)?;
+        // What is moved away is nothing that a diff of posada's could name.
+        vm.history().forget_place();
         // What can fail for lack of room does so before anything is replaced.
-        let moved = move_file(&directory.join(STATE), &state.file(STATE))
-            .and_then(|()| memory.put(&format!("{WHOLE}/{MEMORY}")))
-            .and_then(|()| state.put(STATE));
+        let moved = match changes {
+            None => Ok(format!("{WHOLE}/{MEMORY}")),
+            Some(pages) => {
+                let merged = memory.file(MEMORY);
+                snapshot::merge(&place, &directory.join(MEMORY), &pages, &merged).map(|()| MEMORY.to_owned())
+            }
+        };
+        let moved = moved.and_then(|name| {
+            move_file(&directory.join(STATE), &state.file(STATE))?;
+            memory.put(&name)?;
+            state.put(STATE)
+        });
         moved.map_err(|error| {
             let (memory, state) = (self.mem_file_path.display(), self.snapshot_path.display());
             format!("cannot put the snapshot to '{state}' and '{memory}': {error}")
         })
     }
+}
+
+fn take_all(vm: &RunningVm, directory: &Path) -> Result<(), SnapshotError> {
+    let options = SnapshotOptions {
+        directory: directory.to_owned(),
+        diff: false,
+        stop: false,
+        disks: false,
+    };
+    snapshot::take(vm, &options).map(drop)
 }
 
 /// Moves a file, to another file system if that is where it is to be.
@@ -194,7 +209,7 @@ impl Load {
             });
         let vm = restored?;
         if matches!(place, Place::Links(_)) {
-            vm.history().forget();
+            vm.history().forget_place();
         }
         Ok(vm)
     }
