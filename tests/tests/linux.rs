@@ -123,6 +123,7 @@ fn boots_from_a_bzimage_without_acpi_and_an_orderly_reboot_is_no_crash_but_a_pan
         .arg(directory.as_path().join("v.sock"))
         .named(&name)
         .start();
+    guest.wait_for("Linux version");
     let up = posada(&["exec", "--wait", "3600", &name, "--", "echo", "up"]).expect_status(0);
     assert_eq!(up.console(), "up\n");
     guest.send(format!("{DESCRIBE}{FIND}"));

@@ -35,6 +35,13 @@ pub struct Waiting {
     wait: u32,
 }
 
+impl Waiting {
+    /// How long a guest that has been called may say nothing: one whose kernel is still starting does not even refuse.
+    fn patience(self) -> Duration {
+        Duration::from_secs(PATIENCE.max(self.wait.into()))
+    }
+}
+
 /// An agent that has been asked for something.
 pub struct Agent {
     /// Its guest's name.
@@ -85,7 +92,8 @@ fn call(name: &str, path: &Path, waiting: Waiting) -> Result<UnixStream, Failure
     let unreachable = |error: io::Error| {
         Failure::Other(match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
-                "the agent of '{name}' has said nothing in {PATIENCE} s: the guest may be starting, or stuck"
+                "the agent of '{name}' has said nothing in {} s: the guest may be starting, or stuck",
+                waiting.patience().as_secs()
             ),
             _ if nobody_listens(&error) => format!(
                 "no agent listens in the guest '{name}': if it is still starting, wait for it with --wait SECONDS; \
@@ -118,7 +126,7 @@ fn greet_in_time(name: &str, path: &Path, waiting: Waiting) -> io::Result<Greete
     let start = Instant::now();
     let mut told = !io::stderr().is_terminal();
     loop {
-        match greet(path) {
+        match greet(path, waiting.patience()) {
             Err(error) if nobody_listens(&error) && start.elapsed().as_secs() < waiting.wait.into() => {
                 if !told && start.elapsed() > QUIETLY {
                     told = true;
@@ -131,9 +139,9 @@ fn greet_in_time(name: &str, path: &Path, waiting: Waiting) -> io::Result<Greete
     }
 }
 
-fn greet(path: &Path) -> io::Result<Greeted> {
+fn greet(path: &Path, patience: Duration) -> io::Result<Greeted> {
     let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(Duration::from_secs(PATIENCE)))?;
+    stream.set_read_timeout(Some(patience))?;
     writeln!(stream, "CONNECT {PORT}")?;
     if !is_connected(&stream)? {
         return Ok((stream, None));
