@@ -215,7 +215,8 @@ fn a_pipe_that_is_closed_is_closed_for_the_other_end() {
 #[test]
 fn a_terminal_is_the_commands_until_it_ends() {
     let guest = Played::by_an_agent();
-    let script = "tty; read line; stty size; sleep 10000";
+    // The keys come when no other program runs: a shell goes on if one that it waits for ends and is not ended by them.
+    let script = "tty; read line; size=$(stty size); echo $size; exec sleep 10000";
     let (mut running, before) = guest::on_terminal(&["exec", "-t", guest.name(), "sh", "-c", script]);
     running.wait_for("/dev/pts/");
     running.terminal().resize(20, 60);
