@@ -15,8 +15,8 @@ use vmm::lifecycle::Phase;
 use super::guests::inspect;
 use super::{FAILURE, Failure, say};
 
-/// Seconds until an agent must have greeted: several times what a slow and busy guest needs.
-const PATIENCE: u64 = 30;
+/// When an agent must have greeted: several times what a slow and busy guest needs.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest answer to `CONNECT`, in bytes: `OK 4294967295` and the line's end.
 const MAX_ANSWER: u64 = 14;
 /// More of a guest's sentence is not shown.
@@ -36,9 +36,13 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// How long a guest that has been called may say nothing: one whose kernel is still starting does not even refuse.
-    fn patience(self) -> Duration {
-        Duration::from_secs(PATIENCE.max(self.wait.into()))
+    fn time(self) -> Duration {
+        Duration::from_secs(self.wait.into())
+    }
+
+    /// How long a guest that is called now may say nothing: one whose kernel is still starting does not even refuse.
+    fn patience(self, waited: Duration) -> Duration {
+        PATIENCE.max(self.time().saturating_sub(waited))
     }
 }
 
@@ -89,11 +93,12 @@ impl Agent {
 
 /// Connects to the agent, and hears that it is one.
 fn call(name: &str, path: &Path, waiting: Waiting) -> Result<UnixStream, Failure> {
+    let start = Instant::now();
     let unreachable = |error: io::Error| {
         Failure::Other(match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
                 "the agent of '{name}' has said nothing in {} s: the guest may be starting, or stuck",
-                waiting.patience().as_secs()
+                start.elapsed().as_secs()
             ),
             _ if nobody_listens(&error) => format!(
                 "no agent listens in the guest '{name}': if it is still starting, wait for it with --wait SECONDS; \
@@ -105,7 +110,7 @@ fn call(name: &str, path: &Path, waiting: Waiting) -> Result<UnixStream, Failure
             ),
         })
     };
-    match greet_in_time(name, path, waiting).map_err(unreachable)? {
+    match greet_in_time(name, path, waiting, start).map_err(unreachable)? {
         (stream, Some(VERSION)) => Ok(stream),
         (_, Some(other)) => Err(Failure::Other(format!(
             "the agent in the guest '{name}' speaks version {other} and this posada version {VERSION}: \
@@ -121,13 +126,12 @@ fn call(name: &str, path: &Path, waiting: Waiting) -> Result<UnixStream, Failure
 /// A stream to what listens at the agent's port, and the version that it speaks if it is an agent.
 type Greeted = (UnixStream, Option<u16>);
 
-/// Tries until somebody listens, or the time is over.
-fn greet_in_time(name: &str, path: &Path, waiting: Waiting) -> io::Result<Greeted> {
-    let start = Instant::now();
+/// Tries until somebody listens, or the time from the `start` is over.
+fn greet_in_time(name: &str, path: &Path, waiting: Waiting, start: Instant) -> io::Result<Greeted> {
     let mut told = !io::stderr().is_terminal();
     loop {
-        match greet(path, waiting.patience()) {
-            Err(error) if nobody_listens(&error) && start.elapsed().as_secs() < waiting.wait.into() => {
+        match greet(path, waiting.patience(start.elapsed())) {
+            Err(error) if nobody_listens(&error) && start.elapsed() < waiting.time() => {
                 if !told && start.elapsed() > QUIETLY {
                     told = true;
                     say(format_args!("posada: waiting for the agent of {name}"));
