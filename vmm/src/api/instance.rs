@@ -1,8 +1,6 @@
 //! The guest that an API is about: one that is composed, or one that there is. One thing is done to it at a time.
 
-use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::firecracker::{self, AFTER_START, Composition, Logger, Metrics, MetricsFile, Requests, SetLog};
 use super::reply::Reply;
 use super::streams::Stream;
-use super::{Call, Service, own};
+use super::{Call, Service, open_output, own};
 use crate::config::VmConfig;
 use crate::console::{self, End};
 use crate::control::GuestInfo;
@@ -298,16 +296,8 @@ fn console_of(composition: &Composition) -> Result<Box<dyn Write + Send>, String
             Err(error) => Err(error.to_string()),
         };
     };
-    // Read, too: a named pipe is there for a guest whose reader is not, yet. And when one that nobody reads is full, the guest goes on,
-    // and what it prints is lost, and counted.
-    let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .append(true)
-        .create(true)
-        .custom_flags(libc::O_NONBLOCK);
-    let opened = options.open(path);
-    match opened {
+    // What a pipe has no room for is lost, and counted.
+    match open_output(path) {
         Ok(file) => Ok(Box::new(file)),
         Err(error) => Err(format!(
             "Serial config error: cannot open '{}': {error}",

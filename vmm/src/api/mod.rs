@@ -4,6 +4,7 @@
 
 mod firecracker;
 mod instance;
+mod output;
 mod own;
 mod reply;
 mod server;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 pub use firecracker::{API_VERSION, Logger, Metrics, level_of};
 pub use instance::Instance;
+pub use output::open_output;
 pub(crate) use own::{CONSOLE, EVENTS, route_of};
 pub(crate) use streams::PROTOCOL;
 

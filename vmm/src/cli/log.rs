@@ -1,7 +1,7 @@
 //! A log that can be turned elsewhere and made to tell more or less while posada runs, as Firecracker's clients have it.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{fmt as log_fmt, registry, reload};
-use vmm::api::Logger;
+use vmm::api::{Logger, open_output};
 
 /// Where messages go; to standard error if there is nothing.
 static FILE: Mutex<Option<File>> = Mutex::new(None);
@@ -44,9 +44,8 @@ fn set(logger: &Logger) -> Result<(), String> {
         return Err("posada does not choose messages by module: leave it out".to_owned());
     }
     if let Some(path) = &logger.log_path {
-        // Read, too: a named pipe that nobody reads yet can be opened so.
-        let opened = OpenOptions::new().read(true).append(true).create(true).open(path);
-        let file = opened.map_err(|error| format!("cannot open the log '{}': {error}", path.display()))?;
+        let file = open_output(path)
+            .map_err(|error| format!("cannot open the log '{}': {error}", path.display()))?;
         *lock() = Some(file);
     }
     let show = |what: &AtomicBool, wanted: Option<bool>| {

@@ -2,9 +2,8 @@
 //! added since the one before.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,6 +12,7 @@ use hyper::Method;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::api::open_output;
 use crate::metrics::Group;
 
 /// What a user wants of the metrics.
@@ -54,19 +54,13 @@ pub struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Opens it. A named pipe need not have a reader; if it is full, what would be written is left for the next line.
+    /// Opens it. If it is a pipe that is full, what would be written is left for the next line.
     ///
     /// # Errors
     /// It cannot be written.
     pub fn open(metrics: &Metrics, id: &str) -> Result<Self, String> {
         let path = &metrics.metrics_path;
-        let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .append(true)
-            .create(true)
-            .custom_flags(libc::O_NONBLOCK);
-        let opened = options.open(path);
+        let opened = open_output(path);
         let mut head = Map::new();
         if metrics.emit_id {
             head.insert("id".to_owned(), id.into());
@@ -322,12 +316,7 @@ mod tests {
         let path = directory.path().join("metrics");
         mkfifo(&path, Mode::S_IRWXU).unwrap();
         let mut file = MetricsFile::open(&Metrics::to(path.clone()), "web").unwrap();
-        let mut pipe = File::options()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(&path)
-            .unwrap();
+        let mut pipe = open_output(&path).unwrap();
         // Lines of more bytes than are written to a pipe all or none (pipe(7), PIPE_BUF).
         let disks = |reads| {
             let disks = (0..60).map(|number| disk(&format!("disk{number}"), reads));
