@@ -1,7 +1,9 @@
 //! The HTTP API: a guest's whole life by requests, and the ways that lead to it.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::thread;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -109,27 +111,31 @@ fn a_diff_is_put_into_the_memory_that_it_follows_or_lies_beside_it() {
         "of another guest"
     );
 
-    let mut next = Served::start("after-diffs", &[]);
-    let load = json!({
-        "snapshot_path": served.place("state"),
-        "mem_backend": { "backend_type": "File", "backend_path": served.place("memory") },
-        "resume_vm": true,
-    });
-    next.put("/snapshot/load", &load.to_string()).expect(204);
+    // What was written before it failed is not forgotten.
+    goes_on(&mut served, 4);
+    create(&served, "Diff", "state 4", "all").expect(204);
+    let all = fs::metadata(served.place("all")).unwrap();
+    assert!(all.blocks() > whole.blocks() / 2, "{} blocks", all.blocks());
+
+    let resumed = |state: PathBuf, memory: &str| {
+        let next = Served::start("after-diffs", &[]);
+        let memory = served.place(memory);
+        let backend = json!({ "backend_type": "File", "backend_path": memory });
+        let load = json!({ "snapshot_path": state, "mem_backend": backend, "resume_vm": true });
+        next.put("/snapshot/load", &load.to_string()).expect(204);
+        next
+    };
+    goes_on(&mut resumed(served.place("state 4"), "all"), 5);
+    let mut next = resumed(served.place("state"), "memory");
     goes_on(&mut next, 3);
     // What follows is known of a restored guest, too.
     let more = json!({ "snapshot_type": "Diff", "snapshot_path": next.place("state"), "mem_file_path": served.place("memory") });
     next.patch("/vm", &vm("Paused")).expect(204);
     next.put("/snapshot/create", &more.to_string()).expect(204);
-    let mut last = Served::start("after-more-diffs", &[]);
-    let load = json!({
-        "snapshot_path": next.place("state"),
-        "mem_backend": { "backend_type": "File", "backend_path": served.place("memory") },
-        "resume_vm": true,
-    });
-    last.put("/snapshot/load", &load.to_string()).expect(204);
-    goes_on(&mut last, 4);
-    goes_on(&mut served, 4);
+    let state = served.place("state 5");
+    fs::copy(next.place("state"), &state).unwrap();
+    drop(next);
+    goes_on(&mut resumed(state, "memory"), 4);
 }
 
 #[test]
@@ -351,12 +357,19 @@ fn a_server_that_is_told_to_end_before_its_guest_runs_leaves_nothing() {
 }
 
 #[test]
-fn a_guest_goes_on_when_nobody_reads_what_it_prints_to_a_pipe() {
+fn a_guest_goes_on_when_nobody_reads_what_it_prints_or_its_log_from_a_pipe() {
     let served = Served::start("unread", &[]);
     let (pipe, kernel) = (served.place("console"), served.place("kernel"));
     mkfifo(&pipe, Mode::S_IRWXU).unwrap();
     let unread = File::options().read(true).write(true).open(&pipe).unwrap();
     fcntl(&unread, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    let log = served.place("log");
+    mkfifo(&log, Mode::S_IRWXU).unwrap();
+    let mut full = File::options().read(true).write(true).open(&log).unwrap();
+    fcntl(&full, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    full.write_all(&[b'.'; 4096]).unwrap();
+    let logger = json!({ "log_path": log, "level": "Debug" }).to_string();
+    served.put("/logger", &logger).expect(204);
     fs::write(&kernel, payload::elf(payload::chatter(), true)).unwrap();
     let serial = json!({ "serial_out_path": pipe }).to_string();
     served.put("/serial", &serial).expect(204);

@@ -130,10 +130,8 @@ mod tests {
     #[test]
     fn every_request_comes_as_it_was_sent() {
         let options = SnapshotOptions {
-            directory: PathBuf::from("/s"),
             diff: true,
-            stop: false,
-            disks: false,
+            ..SnapshotOptions::to(PathBuf::from("/s"))
         };
         let rewind = Request::Rewind {
             directory: PathBuf::from("/s"),

@@ -106,10 +106,8 @@ impl Clones {
         let directory = format!(".posada-{name}-{}", std::process::id());
         let directory = place.clone().unwrap_or_else(env::temp_dir).join(directory);
         let options = SnapshotOptions {
-            directory: directory.clone(),
-            diff: false,
-            stop: false,
             disks: place.is_some(),
+            ..SnapshotOptions::to(directory.clone())
         };
         control::ask(&name, &Request::Snapshot(options))?;
         Ok(Template::Taken(directory))

@@ -72,6 +72,11 @@ impl History {
         }
     }
 
+    /// The last snapshot is nowhere: it is as if none had been taken.
+    pub fn forget(&mut self) {
+        self.last = None;
+    }
+
     /// The machine's memory is not mapped from anything: `handler` serves it.
     pub fn is_served(&mut self, by: Arc<Handler>) {
         self.served = Some(Served { by, whole: false });

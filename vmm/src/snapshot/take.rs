@@ -39,6 +39,18 @@ pub struct SnapshotOptions {
     pub disks: bool,
 }
 
+impl SnapshotOptions {
+    /// All of a guest that goes on, without its disks.
+    pub fn to(directory: PathBuf) -> Self {
+        Self {
+            directory,
+            diff: false,
+            stop: false,
+            disks: false,
+        }
+    }
+}
+
 /// What a snapshot took.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -90,13 +102,7 @@ pub fn take(vm: &RunningVm, options: &SnapshotOptions) -> Result<Taken, Snapshot
 /// # Errors
 /// As for [`take`].
 pub fn take_changes(vm: &RunningVm, directory: PathBuf) -> Result<PageRanges, SnapshotError> {
-    let options = SnapshotOptions {
-        directory,
-        diff: false,
-        stop: false,
-        disks: false,
-    };
-    take_part(vm, &options, Part::Changes).map(|(_, pages)| pages)
+    take_part(vm, &SnapshotOptions::to(directory), Part::Changes).map(|(_, pages)| pages)
 }
 
 fn take_part(

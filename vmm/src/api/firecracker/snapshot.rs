@@ -109,7 +109,7 @@ impl Create {
         let state = Partial::beside(&absolute_path(&self.snapshot_path)?).map_err(told)?;
         let directory = memory.file(WHOLE);
         let taken = match self.snapshot_type {
-            SnapshotType::Full => take_all(vm, &directory).map(|()| None),
+            SnapshotType::Full => snapshot::take(vm, &SnapshotOptions::to(directory.clone())).map(|_| None),
             SnapshotType::Diff => snapshot::take_changes(vm, directory.clone()).map(Some),
         };
         let changes = taken.map_err(told)?;
@@ -129,20 +129,11 @@ impl Create {
             state.put(STATE)
         });
         moved.map_err(|error| {
+            vm.history().forget();
             let (memory, state) = (self.mem_file_path.display(), self.snapshot_path.display());
             format!("cannot put the snapshot to '{state}' and '{memory}': {error}")
         })
     }
-}
-
-fn take_all(vm: &RunningVm, directory: &Path) -> Result<(), SnapshotError> {
-    let options = SnapshotOptions {
-        directory: directory.to_owned(),
-        diff: false,
-        stop: false,
-        disks: false,
-    };
-    snapshot::take(vm, &options).map(drop)
 }
 
 /// Moves a file, to another file system if that is where it is to be.
