@@ -1,4 +1,4 @@
-//! The posada command under test: built once per test program, with the profile that the tests were built with.
+//! The posada command under test: built once per test program, of what the tests were built of.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,8 @@ fn build(program: &Path) -> PathBuf {
         .parent()
         .expect("cargo puts programs into TARGET/PROFILE");
     let profile = match profile_dir.file_name().and_then(|name| name.to_str()) {
-        Some("debug") | None => "dev",
+        // Not `dev`, for whose way to panic all crates would be built once more.
+        Some("debug") | None => "test",
         Some(name) => name,
     };
     let cargo = env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
