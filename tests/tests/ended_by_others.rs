@@ -23,14 +23,11 @@ enum Way {
     Terminal,
 }
 
-const WAYS: [Way; 4] = [
-    Way::Signal(Signal::SIGKILL),
-    Way::Signal(Signal::SIGTERM),
-    Way::Signal(Signal::SIGHUP),
-    Way::Terminal,
-];
-
 impl Way {
+    fn all() -> impl Iterator<Item = Self> {
+        SIGNALS.map(Self::Signal).into_iter().chain([Self::Terminal])
+    }
+
     /// The signal that the process hears of.
     fn signal(self) -> Signal {
         match self {
@@ -131,7 +128,7 @@ fn while_it_waits_to_be_let_go() {
 
 #[test]
 fn while_it_runs_and_while_it_is_paused() {
-    for way in WAYS {
+    for way in Way::all() {
         let running = name("runs", way);
         end(counting(&running, way), &running, way);
         let paused = name("paused", way);
@@ -174,7 +171,7 @@ fn names_in(directory: &Path) -> Vec<String> {
 
 #[test]
 fn while_a_snapshot_is_taken_it_is_there_as_a_whole_or_the_next_one_cleans_up() {
-    for way in WAYS {
+    for way in Way::all() {
         let name = name("frozen", way);
         let place = TempDir::new().unwrap();
         let snapshot = place.as_path().join("s");

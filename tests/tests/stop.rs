@@ -24,6 +24,13 @@ fn socket(name: &str) -> PathBuf {
     directory.join("control.sock")
 }
 
+/// A guest that runs, and counts how often its button is pressed.
+fn listening(name: &str) -> Running {
+    let mut guest = Guest::bare(COUNTS).named(name).start();
+    guest.wait_for(READY);
+    guest
+}
+
 /// How often the button has been pressed, as the guest knows it.
 fn pressed(guest: &mut Running) -> String {
     guest.send("\n");
@@ -34,8 +41,7 @@ fn pressed(guest: &mut Running) -> String {
 #[test]
 fn the_button_is_an_interrupt_that_a_paused_guest_gets_when_it_goes_on() {
     let name = name("pressed");
-    let mut guest = Guest::bare(COUNTS).named(&name).start();
-    guest.wait_for(READY);
+    let mut guest = listening(&name);
     let press = || http::request(&socket(&name), "PUT", "/posada/v1/power-button", "").expect(204);
     assert_eq!(pressed(&mut guest), "0");
     press();
@@ -64,10 +70,7 @@ fn ctrl_alt_del_presses_the_button() {
 #[test]
 fn guests_that_do_not_listen_are_ended_all_at_the_same_time() {
     let names = [name("deaf-1"), name("deaf-2")];
-    let mut guests = names
-        .each_ref()
-        .map(|name| Guest::bare(COUNTS).named(name).start());
-    guests.iter_mut().for_each(|guest| drop(guest.wait_for(READY)));
+    let guests = names.each_ref().map(|name| listening(name));
     let [first, second] = &names;
     let stopped = posada(&["stop", first, second, "--timeout", "1"]).expect_status(0);
     for name in &names {
@@ -83,8 +86,7 @@ fn guests_that_do_not_listen_are_ended_all_at_the_same_time() {
 #[test]
 fn nobody_is_asked_when_one_of_them_is_not_there() {
     let name = name("lonely");
-    let mut guest = Guest::bare(COUNTS).named(&name).start();
-    guest.wait_for(READY);
+    let mut guest = listening(&name);
     posada(&["stop", &name, "nobody"]).expect_refusal(1, &["there is no running guest named 'nobody'"]);
     assert_eq!(pressed(&mut guest), "0");
     guest.send("end\n");
@@ -129,8 +131,7 @@ impl Busy {
 #[test]
 fn the_time_is_kept_while_a_guest_is_busy() {
     let [name, other] = [name("busy"), name("busy-like")];
-    let mut guest = Guest::bare(COUNTS).named(&other).start();
-    guest.wait_for(READY);
+    let guest = listening(&other);
     let busy = Busy::new(&name, &other);
     let busy = thread::spawn(|| busy.answer_until("/kill "));
     let stopped = posada(&["stop", &name, "--timeout", "1"]).expect_status(0);
@@ -144,8 +145,7 @@ fn the_time_is_kept_while_a_guest_is_busy() {
 #[test]
 fn a_guest_that_is_busy_keeps_the_others_from_nothing() {
     let [name, other] = [name("first"), name("second")];
-    let mut guest = Guest::bare(COUNTS).named(&other).start();
-    guest.wait_for(READY);
+    let mut guest = listening(&other);
     let busy = Busy::new(&name, &other);
     let busy = thread::spawn(|| busy.answer_until("/resume "));
     let stop = Running::of(guest::command(&["stop", &name, &other, "--timeout", "600"]));

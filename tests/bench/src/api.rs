@@ -2,17 +2,18 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use posada_tests::running::until;
 use posada_tests::{http, payload};
 use serde_json::json;
 use vmm_sys_util::tempdir::TempDir;
 
-use crate::posada;
 use crate::table::{Table, median};
+use crate::{posada, threads};
 
 const STARTS: usize = 20;
 const REQUESTS: usize = 200;
@@ -79,9 +80,9 @@ impl Served {
             output.read_exact(&mut [0]).expect("the guest says that it spins");
         }
         let served = Self { process, directory };
-        while http::raw(&served.socket(), question().as_bytes()).is_err() {
-            thread::sleep(Duration::from_micros(100));
-        }
+        until("posada answers", || {
+            http::raw(&served.socket(), question().as_bytes()).is_ok()
+        });
         served
     }
 
@@ -100,10 +101,8 @@ impl Served {
 
     /// Milliseconds of CPU that the process has had, in all of its threads.
     fn cpu_millis(&self) -> f64 {
-        let tasks = PathBuf::from(format!("/proc/{}/task", self.process.id()));
-        let threads = fs::read_dir(tasks).expect("the process is there");
-        let nanos = threads.map(|thread| nanos(&thread.expect("a thread").path()));
-        nanos.sum::<f64>() / 1e6
+        let threads = threads::of(self.process.id());
+        threads.iter().map(|thread| thread.nanos).sum::<u64>() as f64 / 1e6
     }
 }
 
@@ -116,11 +115,4 @@ impl Drop for Served {
 
 fn question() -> String {
     http::text("GET", "/", "")
-}
-
-/// Nanoseconds that a thread has run: the first number of its schedstat (Linux, Documentation/scheduler/sched-stats.rst).
-fn nanos(thread: &Path) -> f64 {
-    let stat = fs::read_to_string(thread.join("schedstat")).expect("the kernel counts what threads run");
-    let first = stat.split(' ').next().expect("there is a number");
-    first.parse().expect("it is one")
 }

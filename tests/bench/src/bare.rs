@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use posada_tests::images;
 
-use crate::posada;
+use crate::{posada, threads};
 
 /// A bare guest that runs a benchmark.
 pub struct BareGuest {
@@ -144,20 +144,11 @@ impl Sample {
     }
 }
 
-/// CPU time of a process's threads whose names have no "vcpu" in them (proc(5): the first field of schedstat is in ns).
+/// CPU time of a process's threads whose names have no "vcpu" in them.
 fn io_cpu_micros(pid: u32) -> f64 {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("a child is in /proc");
-    let mut nanos = 0.0;
-    for task in tasks {
-        let task = task.expect("a child's thread is in /proc").path();
-        let read = |name: &str| fs::read_to_string(task.join(name)).unwrap_or_default();
-        if !read("comm").contains("vcpu") {
-            let schedstat = read("schedstat");
-            let first = schedstat.split_whitespace().next();
-            nanos += first.and_then(|number| number.parse::<f64>().ok()).unwrap_or(0.0);
-        }
-    }
-    nanos / 1e3
+    let threads = threads::of(pid);
+    let others = threads.iter().filter(|thread| !thread.name.contains("vcpu"));
+    others.map(|thread| thread.nanos).sum::<u64>() as f64 / 1e3
 }
 
 /// The frequency of the time-stamp counter in cycles per µs, which on most hosts no CPUID leaf tells.

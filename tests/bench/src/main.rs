@@ -16,6 +16,7 @@ mod snapshots;
 mod start;
 mod table;
 mod tap;
+mod threads;
 mod touch;
 mod useful;
 

@@ -15,8 +15,8 @@ use serde_json::Value;
 use vmm_sys_util::tempdir::TempDir;
 
 use crate::bare::Output;
-use crate::posada;
 use crate::table::{Table, median};
+use crate::{posada, threads};
 
 /// Milliseconds that a guest may rest.
 const PAUSE_LIMIT: f64 = 10.0;
@@ -320,12 +320,7 @@ pub fn measure_clones(table: &mut Table) {
 /// Whether a vCPU of this process has run its guest: it has been on a CPU for longer than all takes that comes before.
 fn has_run(pid: u32) -> bool {
     const BEFORE: u64 = 2_000_000;
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("a clone is in /proc");
-    tasks.flatten().any(|task| {
-        let read = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
-        // proc_pid_schedstat(5): the first field is the time on a CPU, in nanoseconds.
-        let on_cpu = read("schedstat").split_whitespace().next().map(str::parse);
-        read("comm").starts_with("vcpu")
-            && on_cpu.is_some_and(|time| time.is_ok_and(|time: u64| time > BEFORE))
-    })
+    threads::of(pid)
+        .iter()
+        .any(|thread| thread.name.starts_with("vcpu") && thread.nanos > BEFORE)
 }
