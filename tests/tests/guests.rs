@@ -1,15 +1,17 @@
 //! Guests that run, by their names: listed, paused, looked at, ended.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use posada_tests::guest::command;
+use posada_tests::background::Background;
+use posada_tests::guest::{command, runtime_directory};
 use posada_tests::running::until;
-use posada_tests::{Guest, Running, guest, images, posada};
+use posada_tests::{Guest, Running, guest, images, payload, posada};
 use serde_json::Value;
 use vmm_sys_util::tempdir::TempDir;
 
@@ -140,6 +142,32 @@ fn a_guest_in_the_background_runs_on_and_its_console_is_kept() {
     assert_eq!(kept, followed, "it is kept until it is removed");
     posada(&["rm", &name]).expect_status(0);
     posada(&["logs", &name]).expect_refusal(1, &["there is no running guest named", &name]);
+}
+
+#[test]
+fn of_what_a_guest_prints_for_ever_the_last_mebibyte_is_kept() {
+    const KEPT: u64 = 1 << 20;
+    // What is given back at once, and what may be written before it is.
+    const SLACK: u64 = 3 << 16;
+    let name = name("chatter");
+    let _background = Background::new(&name);
+    let directory = TempDir::new().expect("a directory for temporary files");
+    let kernel = directory.as_path().join("kernel");
+    fs::write(&kernel, payload::elf(payload::chatter(), true)).unwrap();
+    let kernel = kernel.to_str().unwrap();
+    posada(&["run", "-d", "--name", &name, "--kernel", kernel]).expect_status(0);
+    let log = runtime_directory().join("posada").join(&name).join("console.log");
+    until("more is printed than is kept", || {
+        fs::metadata(&log).unwrap().len() > KEPT + SLACK
+    });
+    posada(&["pause", &name]).expect_status(0);
+    // In blocks of 512 bytes (stat(2)).
+    let held = fs::metadata(&log).unwrap().blocks() * 512;
+    assert!(held <= KEPT + SLACK, "{held} bytes");
+    let told = posada(&["logs", &name]).expect_status(0).console();
+    assert!(told.len() as u64 >= KEPT, "{} bytes", told.len());
+    assert!(told.lines().all(|line| line == "x"));
+    posada(&["kill", &name]).expect_status(0);
 }
 
 #[test]

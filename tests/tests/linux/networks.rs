@@ -1,5 +1,6 @@
 //! Networks on taps, each test in a network namespace of its own.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::os::unix::process::CommandExt;
@@ -9,6 +10,7 @@ use std::thread;
 use posada_tests::booted::POWER_OFF;
 use posada_tests::network::{self, EXPERIMENTAL, FRAME_HEADER, Wire, frame, has_interface, ip, make_tap};
 use posada_tests::{Ended, Guest, Running, stream};
+use vmm_sys_util::tempdir::TempDir;
 
 const FAILURE: i32 = 1;
 const USAGE: i32 = 2;
@@ -193,7 +195,7 @@ fn noise() -> Vec<u8> {
 
 /// With jumbo frames, segmentation left to the other side both ways, and two pairs of queues on two CPUs.
 #[test]
-fn a_linux_guest_pings_the_host_and_streams_go_both_ways_unchanged() {
+fn a_linux_guest_pings_the_host_streams_both_ways_unchanged_and_fetches_its_metadata() {
     network::isolate();
     ip("tuntap add t0 mode tap multi_queue");
     ip("address add 10.9.0.1/24 dev t0");
@@ -212,10 +214,18 @@ fn a_linux_guest_pings_the_host_and_streams_go_both_ways_unchanged() {
         stream.read_to_end(&mut back).expect("the guest writes");
         back
     });
+    make_tap("t1");
+    let directory = TempDir::new().expect("a directory for temporary files");
+    let metadata = directory.as_path().join("metadata.json");
+    fs::write(&metadata, r#"{"latest": {"meta-data": {"ami-id": "for Linux"}}}"#).unwrap();
     let mut guest = Guest::booted()
         .cpus(2)
         .arg("--net=tap=t0,queues=2,mtu=9000")
-        .append("ip=10.9.0.2::10.9.0.1:255.255.255.0")
+        .arg("--net=tap=t1,id=inside")
+        .arg("--mmds=net=inside")
+        .arg("--metadata")
+        .arg(&metadata)
+        .append("ip=10.9.0.2::10.9.0.1:255.255.255.0::eth0")
         .start();
     guest.send("ping -c 2 -s 8000 10.9.0.1; echo mtu=$(cat /sys/class/net/eth0/mtu)\n");
     guest.wait_for("2 packets received");
@@ -225,6 +235,12 @@ fn a_linux_guest_pings_the_host_and_streams_go_both_ways_unchanged() {
     guest.wait_until("the stream back", |_| echo.is_finished());
     let back = echo.join().expect("the host has served");
     assert!(back == sent, "{} of {NOISE} bytes came back", back.len());
+    guest.send("ip addr add 169.254.1.1/16 dev eth1; ip link set eth1 up\n");
+    guest.send("ask='PUT /latest/api/token HTTP/1.0\\r\\nX-metadata-token-ttl-seconds: 60\\r\\n\\r\\n'\n");
+    guest.send("token=$(printf \"$ask\" | nc 169.254.169.254 80 | tail -n 1)\n");
+    guest.send("url=http://169.254.169.254/latest/meta-data/ami-id\n");
+    guest.send("wget -q -O - --header \"X-metadata-token: $token\" $url; echo\n");
+    guest.wait_for("for Linux");
     guest.send(POWER_OFF);
     let ended = guest.wait().expect_status(0);
     assert_eq!(ended.messages(), "");
