@@ -12,8 +12,8 @@ use super::super::token;
 use super::HostSide;
 
 /// Host programs that have connected and not said to which port. When another comes, the one that is silent for longest is
-/// hung up on.
-const MAX_HANDSHAKES: usize = 32;
+/// hung up on. A busy host may let a crowd connect before it lets one of it go on.
+const MAX_HANDSHAKES: usize = 128;
 /// Host programs taken in one turn.
 const ACCEPTS_A_TURN: usize = 16;
 

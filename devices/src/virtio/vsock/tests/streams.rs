@@ -68,13 +68,25 @@ fn who_says_something_else_is_hung_up_on() {
 #[test]
 fn of_many_silent_host_programs_the_last_are_kept() {
     let mut guest = Guest::new();
-    let mut programs: Vec<_> = (0..100)
+    let mut programs: Vec<_> = (0..200)
         .map(|_| UnixStream::connect(guest.path()).unwrap())
         .collect();
     guest.nothing_comes();
     at_its_end(&mut programs[0]);
-    programs[99].write_all(b"CONNECT 5\n").unwrap();
+    programs[199].write_all(b"CONNECT 5\n").unwrap();
     assert_eq!(guest.packet().dst_port, 5);
+}
+
+#[test]
+fn a_hundred_that_connect_before_one_says_a_word_are_all_heard() {
+    let mut guest = Guest::new();
+    let connect = |_| UnixStream::connect(guest.path()).unwrap();
+    let programs: Vec<_> = (0..100).map(connect).collect();
+    guest.nothing_comes();
+    for mut program in &programs {
+        program.write_all(b"CONNECT 5\n").unwrap();
+    }
+    assert_eq!(guest.drain().0, [op::REQUEST; 100]);
 }
 
 #[test]
