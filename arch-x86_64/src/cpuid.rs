@@ -25,15 +25,17 @@ pub struct Leaf {
     pub edx: u32,
 }
 
-/// How the guest's CPUs are arranged: one package of single-threaded cores, whose APIC ids are the CPU numbers.
+/// How the guest's CPUs are arranged: one package of cores, whose threads' APIC ids are the CPU numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuTopology {
     /// Number of CPUs, 1 to [`crate::layout::MAX_CPUS`].
     pub cpus: u32,
+    /// Whether two that follow each other are the threads of one core. One that is alone has its core for itself.
+    pub smt: bool,
 }
 
 impl CpuTopology {
-    /// Bits of the APIC id that number the cores.
+    /// Bits of the APIC id that number the CPUs of the package.
     fn id_bits(self) -> u32 {
         self.cpus.max(1).next_power_of_two().trailing_zeros()
     }
@@ -41,6 +43,16 @@ impl CpuTopology {
     /// APIC ids that the package has room for: `cpus` rounded up to a power of two.
     fn id_count(self) -> u32 {
         1 << self.id_bits()
+    }
+
+    /// Bits of the APIC id that number the threads of a core.
+    fn thread_bits(self) -> u32 {
+        (self.smt && self.cpus > 1).into()
+    }
+
+    /// Threads of a core, which have as many APIC ids.
+    fn threads(self) -> u32 {
+        1 << self.thread_bits()
     }
 }
 
@@ -68,7 +80,7 @@ pub fn adjust(leaves: &mut Vec<Leaf>, vcpu: u32, topology: CpuTopology) {
             0x8000_0001 if vendor == Vendor::Amd => amd_features(leaf, topology),
             0x8000_0008 if vendor == Vendor::Amd => amd_core_count(leaf, topology),
             0x8000_001d => amd_cache(leaf, topology),
-            0x8000_001e => amd_ids(leaf, vcpu),
+            0x8000_001e => amd_ids(leaf, vcpu, topology),
             _ => {}
         }
     }
@@ -115,9 +127,9 @@ fn intel_cache(leaf: &mut Leaf, topology: CpuTopology) {
         return; // type 0: no more caches
     }
     let level = leaf.eax >> 5 & 0x7;
-    let sharing = if level >= 3 { topology.id_count() } else { 1 };
-    set_bits(&mut leaf.eax, 14, 12, sharing - 1); // ids that share this cache, less 1
-    set_bits(&mut leaf.eax, 26, 6, topology.id_count() - 1); // core ids in this package, less 1
+    set_bits(&mut leaf.eax, 14, 12, sharing(level, topology) - 1); // ids that share this cache, less 1
+    let cores = topology.id_count() / topology.threads();
+    set_bits(&mut leaf.eax, 26, 6, cores - 1); // core ids in this package, less 1
 }
 
 /// Leaf 6: power management (SDM leaf 06H; APM). The local APIC timer always runs (ARAT); frequencies, sensors and
@@ -165,14 +177,22 @@ fn amd_cache(leaf: &mut Leaf, topology: CpuTopology) {
         return;
     }
     let level = leaf.eax >> 5 & 0x7;
-    let sharing = if level >= 3 { topology.id_count() } else { 1 };
-    set_bits(&mut leaf.eax, 14, 12, sharing - 1); // NumSharingCache
+    set_bits(&mut leaf.eax, 14, 12, sharing(level, topology) - 1); // NumSharingCache
+}
+
+/// APIC ids that share a cache of this level.
+fn sharing(level: u32, topology: CpuTopology) -> u32 {
+    match level {
+        ..3 => topology.threads(),
+        _ => topology.id_count(),
+    }
 }
 
 /// Leaf 0x8000_001E: AMD's ids (APM).
-fn amd_ids(leaf: &mut Leaf, vcpu: u32) {
+fn amd_ids(leaf: &mut Leaf, vcpu: u32, topology: CpuTopology) {
     leaf.eax = vcpu; // extended APIC id
-    leaf.ebx = vcpu & 0xff; // core id; threads per core, less 1: 0
+    leaf.ebx = vcpu >> topology.thread_bits() & 0xff; // core id
+    set_bits(&mut leaf.ebx, 8, 8, topology.threads() - 1); // threads per core, less 1
     leaf.ecx = 0; // node 0 of 1
     leaf.edx = 0;
 }
@@ -200,7 +220,7 @@ fn extended_topology(leaves: &mut Vec<Leaf>, vcpu: u32, topology: CpuTopology) {
             ecx: kind << 8 | index,
             edx: vcpu,
         };
-        leaves.push(level(0, SMT, 0, 1));
+        leaves.push(level(0, SMT, topology.thread_bits(), topology.threads()));
         leaves.push(level(1, CORE, topology.id_bits(), topology.cpus));
         leaves.push(level(2, 0, 0, 0));
     }

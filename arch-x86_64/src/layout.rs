@@ -97,6 +97,18 @@ pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// and those of the timer, keyboard, serial ports and clock).
 pub const VIRTIO_IRQS: [u32; 16] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15];
 
+/// Lines of the two 8259s of a PC.
+const PIC_LINES: u32 = 16;
+
+/// By what a kernel is interrupted by devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupts {
+    /// The I/O APIC.
+    IoApic,
+    /// The two 8259s, though there is an I/O APIC: Linux's `noapic`.
+    Pic,
+}
+
 /// Where a virtio device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VirtioSlot {
@@ -108,15 +120,21 @@ pub struct VirtioSlot {
     pub irq: u32,
 }
 
-/// The places of `count` virtio devices, or `None` if that are more than there are lines for.
-pub fn virtio_slots(count: usize) -> Option<Vec<VirtioSlot>> {
-    let slot = |(index, &irq)| VirtioSlot {
+/// The places of `count` virtio devices, or `None` if that are more than there are lines for. Of a kernel that does without the
+/// I/O APIC, the first devices have lines of an 8259, and the others none that it hears.
+pub fn virtio_slots(count: usize, kernel: Interrupts) -> Option<Vec<VirtioSlot>> {
+    let slot = |(index, irq)| VirtioSlot {
         index,
         base: GuestAddress(VIRTIO_MMIO_START.0 + VIRTIO_MMIO_SIZE * index as u64),
         irq,
     };
-    let irqs = VIRTIO_IRQS.get(..count)?;
-    Some(irqs.iter().enumerate().map(slot).collect())
+    let mut irqs = VIRTIO_IRQS;
+    if kernel == Interrupts::Pic {
+        // false is less than true: in their order, those of an 8259 come first.
+        irqs.sort_by_key(|irq| *irq >= PIC_LINES);
+    }
+    let irqs = irqs.get(..count)?.iter().copied();
+    Some(irqs.enumerate().map(slot).collect())
 }
 
 /// The I/O APIC (MP spec 1.4 §3.6.5, where KVM's in-kernel one is too).
@@ -207,7 +225,7 @@ mod tests {
 
     #[test]
     fn virtio_devices_lie_in_the_hole_each_with_its_own_line() {
-        let slots = virtio_slots(VIRTIO_IRQS.len()).unwrap();
+        let slots = virtio_slots(VIRTIO_IRQS.len(), Interrupts::IoApic).unwrap();
         for pair in slots.windows(2) {
             assert_eq!(pair[0].base.0 + VIRTIO_MMIO_SIZE, pair[1].base.0);
         }
@@ -220,7 +238,17 @@ mod tests {
         for taken in [COM1_IRQ, GENERATION_IRQ, POWER_BUTTON_IRQ] {
             assert!(!irqs.contains(&taken), "line {taken}");
         }
-        assert_eq!(virtio_slots(slots.len() + 1), None);
+        assert_eq!(virtio_slots(slots.len() + 1, Interrupts::IoApic), None);
+    }
+
+    #[test]
+    fn without_the_io_apic_the_first_devices_have_lines_that_are_heard() {
+        let slots = virtio_slots(VIRTIO_IRQS.len(), Interrupts::Pic).unwrap();
+        let irqs = Vec::from_iter(slots.iter().map(|slot| slot.irq));
+        assert_eq!(irqs[..9], [5, 6, 7, 10, 11, 12, 14, 15, 16]);
+        let mut all = VIRTIO_IRQS;
+        all.rotate_left(8);
+        assert_eq!(irqs, all);
     }
 
     #[test]

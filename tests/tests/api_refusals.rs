@@ -239,7 +239,7 @@ fn what_posada_cannot_do_is_said_in_a_sentence() {
         ),
         (
             "/machine-config",
-            r#"{"vcpu_count": 1, "mem_size_mib": 64, "smt": true}"#.to_owned(),
+            r#"{"vcpu_count": 3, "mem_size_mib": 64, "smt": true}"#.to_owned(),
             "smt",
         ),
         (

@@ -49,7 +49,7 @@ impl Foundation {
         vcpu::install_kick_handler().doing("install a signal handler")?;
         let template = config.cpu_template.clone().unwrap_or_default();
         check_capabilities(&kvm, &template)?;
-        let host = Arc::new(Host::new(kvm, kind, config.cpus(), template));
+        let host = Arc::new(Host::new(kvm, kind, config.cpu_topology(), template));
         let vcpus = (0..config.cpus())
             .map(|index| VcpuThread::spawn(index, host.clone()))
             .collect::<Result<Vec<_>, _>>()?;

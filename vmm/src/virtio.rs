@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use arch_x86_64::layout::{self, VirtioSlot};
+use arch_x86_64::layout::{self, Interrupts, VirtioSlot};
 use devices::disk::{DiskError, Image};
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockOptions};
@@ -205,17 +205,19 @@ fn service<'a>(config: &'a VmConfig, metadata: &Arc<Metadata>) -> Option<(&'a [S
     Some((&mmds.nets, service))
 }
 
-/// Puts the devices on the bus of memory; returns their transports, and where they are.
+/// Puts the devices on the bus of memory, for a kernel that is interrupted so; returns their transports, and where they are.
 ///
 /// Doorbells and interrupts go between KVM and the I/O threads: no vCPU leaves the guest for them.
 pub fn place(
     fd: &VmFd,
     memory: &GuestMemory,
     devices: Vec<Device>,
+    kernel: Interrupts,
     buses: &mut Buses,
 ) -> Result<(Vec<Arc<MmioTransport>>, Vec<VirtioSlot>), Error> {
     let mut transports = Vec::new();
-    let slots = layout::virtio_slots(devices.len()).ok_or(ConfigError::TooManyDevices(devices.len()))?;
+    let slots = layout::virtio_slots(devices.len(), kernel);
+    let slots = slots.ok_or(ConfigError::TooManyDevices(devices.len()))?;
     for (slot, device) in slots.iter().zip(devices) {
         let line = eventfd()?;
         fd.register_irqfd(&line, slot.irq)

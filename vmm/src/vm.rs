@@ -137,7 +137,8 @@ impl Vm {
         }
         let (devices, files, changeable) = virtio::open(config)?;
         let labels = devices.iter().map(|device| device.label.clone()).collect();
-        let (virtio, slots) = virtio::place(&machine.fd, &machine.memory, devices, &mut buses)?;
+        let kernel = config.interrupts();
+        let (virtio, slots) = virtio::place(&machine.fd, &machine.memory, devices, kernel, &mut buses)?;
         let begin = load(&machine, &slots)?;
         vcpus.iter().try_for_each(VcpuThread::wait_until_ready)?;
         Ok(Self {

@@ -162,7 +162,7 @@ fn the_generation_id_is_where_the_guest_has_no_ram() {
 
 #[test]
 fn each_virtio_device_has_its_registers_its_line_and_its_own_id() {
-    let slots = layout::virtio_slots(9).unwrap();
+    let slots = layout::virtio_slots(9, layout::Interrupts::IoApic).unwrap();
     let [.., without] = tables(1, &[]);
     let [.., with] = tables(1, &slots);
     assert!(!contains(&without, b"LNRO0005"));
@@ -185,7 +185,7 @@ fn what_cannot_be_described_is_an_error() {
         let error = write(&mem, &AcpiInfo { cpus, virtio: &[] }).unwrap_err();
         assert!(matches!(error, AcpiError::Cpus(n) if n == cpus));
     }
-    let many = vec![layout::virtio_slots(1).unwrap()[0]; 3000];
+    let many = vec![layout::virtio_slots(1, layout::Interrupts::IoApic).unwrap()[0]; 3000];
     let error = write(
         &mem,
         &AcpiInfo {

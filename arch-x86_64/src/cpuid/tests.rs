@@ -75,7 +75,12 @@ fn amd() -> Vec<Leaf> {
 }
 
 fn adjusted(mut leaves: Vec<Leaf>, vcpu: u32, cpus: u32) -> Vec<Leaf> {
-    adjust(&mut leaves, vcpu, CpuTopology { cpus });
+    adjust(&mut leaves, vcpu, CpuTopology { cpus, smt: false });
+    leaves
+}
+
+fn with_threads(mut leaves: Vec<Leaf>, vcpu: u32, cpus: u32) -> Vec<Leaf> {
+    adjust(&mut leaves, vcpu, CpuTopology { cpus, smt: true });
     leaves
 }
 
@@ -167,6 +172,42 @@ fn topology_leaves_have_one_package_of_single_threaded_cores() {
             amd.iter()
                 .all(|leaf| !matches!(leaf.function, 0x1f | 0x8000_0026))
         );
+    }
+}
+
+#[test]
+fn two_threads_are_told_to_share_a_core_and_its_caches() {
+    for (cpus, shift) in [(2, 1), (6, 3), (64, 6), (254, 8)] {
+        let vcpu = cpus - 1;
+        let ids = 1 << shift;
+        let leaves = with_threads(intel(), vcpu, cpus);
+        let levels = [0, 1, 2].map(|index| find(&leaves, 0xb, index));
+        let expected = [
+            leaf(0xb, Some(0), [1, 2, 0x100, vcpu]),
+            leaf(0xb, Some(1), [shift, cpus, 0x201, vcpu]),
+            leaf(0xb, Some(2), [0, 0, 2, vcpu]),
+        ];
+        assert_eq!(levels, expected);
+        assert_eq!(bits(find(&leaves, 1, 0).ebx, 16, 8), ids.min(255));
+        for (index, sharing) in [(0, 2), (1, 2), (2, 2), (3, ids)] {
+            let found = find(&leaves, 4, index);
+            assert_eq!(bits(found.eax, 14, 12) + 1, sharing);
+            assert_eq!(bits(found.eax, 26, 6) + 1, (ids / 2).min(64));
+        }
+        let leaves = with_threads(amd(), vcpu, cpus);
+        let ids_of_core = find(&leaves, 0x8000_001e, 0);
+        assert_eq!((ids_of_core.eax, ids_of_core.ebx), (vcpu, 0x100 | (vcpu / 2)));
+        assert_eq!(bits(find(&leaves, 0x8000_0008, 0).ecx, 0, 8), cpus - 1);
+        for (index, sharing) in [(0, 2), (1, 2), (2, 2), (3, ids)] {
+            assert_eq!(bits(find(&leaves, 0x8000_001d, index).eax, 14, 12) + 1, sharing);
+        }
+    }
+}
+
+#[test]
+fn a_cpu_that_is_alone_has_its_core_for_itself() {
+    for host in [intel(), amd()] {
+        assert_eq!(with_threads(host.clone(), 0, 1), adjusted(host, 0, 1));
     }
 }
 

@@ -94,7 +94,7 @@ impl Image {
             is_device,
             size,
             blocks,
-        } = Opened::new(path, options)?;
+        } = Opened::new(path, options, options.raw)?;
         let failed = |source| DiskError::open(path, options, source);
         Ok(Self {
             path: path.to_owned(),
@@ -125,7 +125,7 @@ impl Image {
         };
         let Opened {
             file, size, blocks, ..
-        } = Opened::new(base, readonly)?;
+        } = Opened::new(base, readonly, false)?;
         let overlay = Overlay::open(path, file, base, size)?;
         let data = overlay.data_file(path, options.direct);
         let own = data.and_then(|file| Ok((self::blocks(&file, false, options.direct)?, file)));
@@ -134,7 +134,7 @@ impl Image {
             logical: blocks.logical.max(own.logical),
             physical: blocks.physical.max(own.physical),
         };
-        check_size(base, size, blocks.logical)?;
+        check_size(base, size, blocks.logical, false)?;
         Ok(Self {
             path: path.to_owned(),
             file,
@@ -302,7 +302,8 @@ struct Opened {
 }
 
 impl Opened {
-    fn new(path: &Path, options: ImageOptions) -> Result<Self, DiskError> {
+    /// Who says that a file is raw may mean one whose bytes come later: it may be empty.
+    fn new(path: &Path, options: ImageOptions, may_be_empty: bool) -> Result<Self, DiskError> {
         let is_device = check_kind(path)?;
         let mut file = open(path, options)?;
         lock::lock(&file, options.readonly).map_err(|error| DiskError::lock(path, error))?;
@@ -312,7 +313,7 @@ impl Opened {
         let failed = |source| DiskError::open(path, options, source);
         let blocks = blocks(&file, is_device, options.direct).map_err(failed)?;
         let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        check_size(path, size, blocks.logical)?;
+        check_size(path, size, blocks.logical, may_be_empty)?;
         Ok(Self {
             file,
             is_device,
@@ -372,9 +373,9 @@ fn blocks(file: &File, is_device: bool, direct: bool) -> io::Result<Blocks> {
     })
 }
 
-fn check_size(path: &Path, size: u64, block: u32) -> Result<(), DiskError> {
+fn check_size(path: &Path, size: u64, block: u32, may_be_empty: bool) -> Result<(), DiskError> {
     let path = path.to_owned();
-    if size == 0 {
+    if size == 0 && !may_be_empty {
         Err(DiskError::Empty { path })
     } else if !size.is_multiple_of(block.into()) {
         Err(DiskError::Size { path, size, block })

@@ -51,10 +51,21 @@ fn what_is_no_image_is_refused_with_its_kind() {
 }
 
 #[test]
-fn no_bytes_and_half_sectors_are_refused() {
+fn no_bytes_and_half_sectors_are_refused_unless_the_user_calls_no_bytes_raw() {
     let directory = TempDir::new().unwrap();
     let path = file(&directory, b"");
     assert!(refusal(&path, ImageOptions::default()).contains("is empty"));
+    let raw = ImageOptions {
+        raw: true,
+        ..Default::default()
+    };
+    assert_eq!(Image::open(&path, raw).unwrap().sectors(), 0);
+    let overlay = directory.as_path().join("overlay");
+    let refused = Image::open_over(&path, &overlay, raw).map(drop).unwrap_err();
+    assert!(
+        refused.to_string().contains("is empty") && !overlay.exists(),
+        "{refused}"
+    );
     let path = file(&directory, &[0; 1000]);
     let error = refusal(&path, ImageOptions::default());
     assert!(

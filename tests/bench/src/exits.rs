@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
+use arch_x86_64::cpuid::CpuTopology;
 use arch_x86_64::layout;
 use devices::power::{self, PowerRegisters};
 use devices::{BusDevice, GuestRequest};
@@ -80,12 +81,13 @@ fn through_posada(code: &[u8]) -> f64 {
     let lifecycle = Arc::new(Lifecycle::new().expect("an eventfd"));
     lifecycle.start();
     let kvm = host::open().expect("KVM");
+    let topology = CpuTopology { cpus: 1, smt: false };
     // Nobody asks it for anything: the other end is gone.
     let (_, requests) = mpsc::channel();
     let vcpu = Vcpu {
         index: 0,
         fd: vcpu,
-        host: Arc::new(Host::new(kvm, kind, 1, CpuTemplate::default())),
+        host: Arc::new(Host::new(kvm, kind, topology, CpuTemplate::default())),
         requests,
         counts: Arc::default(),
         buses: buses.into(),

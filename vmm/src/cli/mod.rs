@@ -25,6 +25,9 @@ mod systemd;
 mod table;
 mod top;
 
+use std::env;
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::{self, ExitCode};
 
 use clap::{Parser, Subcommand};
@@ -186,7 +189,7 @@ pub fn main() -> ExitCode {
     if completions::is_asked() {
         completions::answer();
     }
-    let done = match Cli::parse().command {
+    let done = match Cli::parse_from(arguments()).command {
         Command::Run(run) => run.execute(),
         Command::Serve(serve) => serve.execute(),
         Command::Ps(list) => list.execute(),
@@ -218,6 +221,16 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.status())
         }
     }
+}
+
+/// The command line. By Firecracker's name, under which its clients and its jailer start it, posada is `posada serve`.
+fn arguments() -> Vec<OsString> {
+    let mut arguments = Vec::from_iter(env::args_os());
+    let name = arguments.first().and_then(|path| Path::new(path).file_name());
+    if name.is_some_and(|name| name.as_encoded_bytes().starts_with(b"firecracker")) {
+        arguments.insert(1, "serve".into());
+    }
+    arguments
 }
 
 /// A crash is always told; how else a guest ended only to a person, who sees no exit status.

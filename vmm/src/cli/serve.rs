@@ -31,14 +31,16 @@ Examples:
 
 /// What Firecracker's clients find a guest called that has no id.
 const DEFAULT_ID: &str = "anonymous-instance";
+/// Where they look for the socket of one that was not told.
+const DEFAULT_SOCKET: &str = "/run/firecracker.socket";
 /// Far more than a guest's description takes, or its metadata by default.
 const MAX_FILE: u64 = 1 << 20;
 
 #[derive(Args)]
 pub struct Serve {
     /// Unix socket that the API is served at
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["no_api", "version"])]
-    api_sock: Option<PathBuf>,
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    api_sock: PathBuf,
 
     /// Name of the guest
     #[arg(long, value_name = "ID")]
@@ -121,7 +123,10 @@ impl Serve {
     pub fn execute(self) -> Result<(), Failure> {
         if self.version {
             let posada = env!("CARGO_PKG_VERSION");
-            return print(&format!("posada {posada}\nFirecracker API v{API_VERSION}\n"));
+            // Clients read a version from the first line, and refuse one that is too old.
+            return print(&format!(
+                "Firecracker v{API_VERSION}\n\nposada {posada}, with that API\n"
+            ));
         }
         let set_log = log::start();
         set_log(&self.logger()).map_err(Failure::Other)?;
@@ -132,7 +137,10 @@ impl Serve {
             ..Default::default()
         };
         let mut hosted = Hosted::begin(&mut base)?;
-        let socket = self.api_sock.as_deref().map(ApiSocket::bind).transpose()?;
+        let socket = match self.no_api {
+            true => None,
+            false => Some(ApiSocket::bind(&self.api_sock)?),
+        };
         let id = self.id.unwrap_or_else(|| DEFAULT_ID.to_owned());
         let instance = Arc::new(Instance::to_be(id, base, Box::new(set_log))?);
         if let Some(path) = self.metrics_path {

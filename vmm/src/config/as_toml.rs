@@ -87,11 +87,13 @@ mod tests {
             cmdline: None,
             append: Some("quiet \"x\" \\ \u{e4}".to_owned()),
             cpus: Some(2),
+            smt: true,
             memory: Some(ByteSize(1 << 30)),
             name: Some("web".to_owned()),
             boot: Some(Boot::Linux64),
             rng: true,
             boot_timer: true,
+            lists_devices: false,
             disks: vec![
                 disk(),
                 DiskConfig {

@@ -41,6 +41,9 @@ pub enum ConfigError {
     /// No CPU, or more than posada can describe to a guest.
     #[error("{0} CPUs: a guest has 1 to {max}", max = layout::MAX_CPUS)]
     Cpus(u32),
+    /// A core with one thread among those with two.
+    #[error("{0} CPUs: with smt, a guest has one or an even number, two for each core")]
+    HalfCore(u32),
     /// Memory that is no whole number of pages.
     #[error("memory of {0}: it must be a multiple of the page size, {PAGE_SIZE} bytes")]
     MemoryNotPages(ByteSize),

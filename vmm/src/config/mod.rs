@@ -7,6 +7,7 @@ pub mod balloon;
 pub mod cpu_template;
 pub mod disk;
 mod error;
+mod kernel_line;
 pub mod mmds;
 pub mod net;
 mod overrides;
@@ -22,11 +23,11 @@ use std::io::{self, Read};
 use std::ops::Not;
 use std::path::{self, Path, PathBuf};
 
-use arch_x86_64::layout::{self, VirtioSlot};
+use arch_x86_64::cpuid::CpuTopology;
+use arch_x86_64::layout;
 use serde::{Deserialize, Serialize};
 
 use crate::host::HostKind;
-use crate::pvm;
 
 pub use balloon::{BalloonConfig, BalloonConfigError};
 pub use cpu_template::CpuTemplate;
@@ -49,9 +50,6 @@ const DEFAULT_NAME: &str = "guest";
 const MAX_NAME: usize = 64;
 /// Far more than all settings take; a device or a disk image given by mistake does not fill the host's memory.
 const MAX_FILE: u64 = 1 << 20;
-/// The console is the first serial port, with flow control by RTS and CTS from the start, so that the guest can hold
-/// input back; and a panic ends the guest instead of hanging it.
-const DEFAULT_CMDLINE: &str = "console=ttyS0,115200n8r panic=-1";
 
 /// How a kernel is entered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
@@ -89,6 +87,11 @@ pub struct VmConfig {
     /// Number of virtual CPUs [default: 1]
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
+
+    /// Have the CPUs be cores' threads, two of each
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Not::not")]
+    pub smt: bool,
 
     /// Guest memory, such as 512M or 2G [default: 128M]
     #[arg(long, value_name = "SIZE")]
@@ -137,6 +140,11 @@ pub struct VmConfig {
     #[arg(long)]
     #[serde(skip_serializing_if = "Not::not")]
     pub boot_timer: bool,
+
+    /// The kernel is told of its virtio devices on its command line, whether or not it finds them in ACPI.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub lists_devices: bool,
 
     /// What kind of KVM the host has, instead of finding out
     #[arg(long, value_name = "KIND")]
@@ -211,11 +219,13 @@ impl VmConfig {
             cmdline,
             append,
             cpus: self.cpus.or(base.cpus),
+            smt: self.smt || base.smt,
             memory: self.memory.or(base.memory),
             name: self.name.or(base.name),
             boot: self.boot.or(base.boot),
             rng: self.rng || base.rng,
             boot_timer: self.boot_timer || base.boot_timer,
+            lists_devices: self.lists_devices || base.lists_devices,
             disks: if self.disks.is_empty() {
                 base.disks
             } else {
@@ -241,6 +251,9 @@ impl VmConfig {
         }
         if self.cpus() == 0 || self.cpus() > layout::MAX_CPUS {
             return Err(ConfigError::Cpus(self.cpus()));
+        }
+        if self.smt && self.cpus() > 1 && !self.cpus().is_multiple_of(2) {
+            return Err(ConfigError::HalfCore(self.cpus()));
         }
         let memory = self.memory();
         if !memory.0.is_multiple_of(PAGE_SIZE) {
@@ -311,6 +324,14 @@ impl VmConfig {
         self.cpus.unwrap_or(1)
     }
 
+    /// How the vCPUs are arranged.
+    pub fn cpu_topology(&self) -> CpuTopology {
+        CpuTopology {
+            cpus: self.cpus(),
+            smt: self.smt,
+        }
+    }
+
     /// Guest memory in bytes.
     pub fn memory(&self) -> ByteSize {
         self.memory.unwrap_or(DEFAULT_MEMORY)
@@ -330,43 +351,6 @@ impl VmConfig {
     pub fn virtio_devices(&self) -> usize {
         let single = [self.vsock.is_some(), self.balloon.is_some(), self.rng];
         self.disks.len() + self.nets.len() + single.into_iter().filter(|there| *there).count()
-    }
-
-    /// The kernel's command line on a host of this kind, for a guest with these virtio devices. A host's own options
-    /// are part of the default line only: who replaces the line has the last word. A kernel that is told
-    /// `acpi=off` is told of the devices as well.
-    pub fn kernel_cmdline(&self, host: HostKind, virtio: &[VirtioSlot]) -> String {
-        let line = match &self.cmdline {
-            Some(cmdline) => cmdline.clone(),
-            None => self.default_cmdline(host),
-        };
-        if !line.split_ascii_whitespace().any(|option| option == "acpi=off") {
-            return line;
-        }
-        let devices = virtio.iter().map(|slot| {
-            let (base, irq) = (slot.base.0, slot.irq);
-            format!(
-                " virtio_mmio.device={:#x}@{base:#x}:{irq}",
-                layout::VIRTIO_MMIO_SIZE
-            )
-        });
-        line + &devices.collect::<String>()
-    }
-
-    fn default_cmdline(&self, host: HostKind) -> String {
-        let host_options = match host {
-            HostKind::Hardware => "",
-            HostKind::Pvm => pvm::GUEST_OPTIONS,
-        };
-        [
-            DEFAULT_CMDLINE,
-            host_options,
-            self.append.as_deref().unwrap_or_default(),
-        ]
-        .into_iter()
-        .filter(|part| !part.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ")
     }
 }
 

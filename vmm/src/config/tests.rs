@@ -3,10 +3,12 @@
 use std::fs;
 use std::io::Write;
 
+use arch_x86_64::layout::Interrupts;
 use clap::Parser;
 use vmm_sys_util::tempdir::TempDir;
 
 use super::*;
+use crate::pvm;
 
 #[derive(Parser)]
 struct Flags {
@@ -188,7 +190,7 @@ fn the_default_command_line_takes_additions_and_the_hosts_options() {
 
 #[test]
 fn a_kernel_without_acpi_is_told_of_the_virtio_devices() {
-    let slots = layout::virtio_slots(2).unwrap();
+    let slots = layout::virtio_slots(2, Interrupts::IoApic).unwrap();
     let line = |args: &[&str]| flags(args).kernel_cmdline(HostKind::Hardware, &slots);
     let devices = " virtio_mmio.device=0x1000@0xd0000000:16 virtio_mmio.device=0x1000@0xd0001000:17";
     assert!(line(&["--append=acpi=off"]).ends_with(&format!(" acpi=off{devices}")));
@@ -197,4 +199,27 @@ fn a_kernel_without_acpi_is_told_of_the_virtio_devices() {
         format!("a acpi=off b{devices}")
     );
     assert!(!line(&["--append=noacpi=offline"]).contains("virtio"));
+    let listing = VmConfig {
+        lists_devices: true,
+        ..flags(&["--cmdline=any"])
+    };
+    let line = listing.kernel_cmdline(HostKind::Hardware, &slots);
+    assert_eq!(line, format!("any{devices}"));
+}
+
+#[test]
+fn a_kernel_without_the_io_apic_is_interrupted_otherwise() {
+    for args in ["--append=noapic", "--cmdline=ro noapic quiet"] {
+        assert_eq!(flags(&[args]).interrupts(), Interrupts::Pic, "{args}");
+    }
+    for args in ["--append=noapictimer", "--name=noapic"] {
+        assert_eq!(flags(&[args]).interrupts(), Interrupts::IoApic, "{args}");
+    }
+}
+
+#[test]
+fn a_core_of_two_threads_has_both() {
+    for (cpus, fits) in [("--cpus=1", true), ("--cpus=3", false), ("--cpus=4", true)] {
+        assert_eq!(flags(&["--smt", cpus]).check().is_ok(), fits, "{cpus}");
+    }
 }

@@ -21,9 +21,9 @@ pub fn supported_leaves(kvm: &Kvm) -> Result<Vec<Leaf>, kvm_ioctls::Error> {
 }
 
 /// The CPUID of vCPU `index`.
-pub fn cpuid(supported: &[Leaf], index: u32, cpus: u32, host: HostKind) -> Result<CpuId, Error> {
+pub fn cpuid(supported: &[Leaf], index: u32, topology: CpuTopology, host: HostKind) -> Result<CpuId, Error> {
     let mut leaves = supported.to_vec();
-    arch_cpuid::adjust(&mut leaves, index, CpuTopology { cpus });
+    arch_cpuid::adjust(&mut leaves, index, topology);
     let mut entries: Vec<_> = leaves.iter().map(entry).collect();
     if host == HostKind::Pvm {
         pvm::mask_cpuid(&mut entries);

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
-use arch_x86_64::cpuid::Leaf;
+use arch_x86_64::cpuid::{CpuTopology, Leaf};
 use arch_x86_64::layout;
 use arch_x86_64::registers::Registers;
 use kvm_bindings::CpuId;
@@ -31,8 +31,8 @@ pub struct Host {
     pub kvm: Kvm,
     /// What runs the guest's kernel code.
     pub kind: HostKind,
-    /// Number of vCPUs that there will be.
-    pub cpus: u32,
+    /// How many vCPUs there will be, and of what.
+    pub topology: CpuTopology,
     /// What KVM can show of the host's CPU. Reading it is slow, so one thread does it and the others wait for it.
     leaves: OnceLock<Result<Vec<Leaf>, LeavesError>>,
     template: CpuTemplate,
@@ -41,13 +41,13 @@ pub struct Host {
 }
 
 impl Host {
-    /// A host on which a machine of `cpus` vCPUs is to be made, which show what `template` says.
-    pub fn new(kvm: Kvm, kind: HostKind, cpus: u32, template: CpuTemplate) -> Self {
+    /// A host on which a machine of these vCPUs is to be made, which show what `template` says.
+    pub fn new(kvm: Kvm, kind: HostKind, topology: CpuTopology, template: CpuTemplate) -> Self {
         Self {
             template,
             kvm,
             kind,
-            cpus,
+            topology,
             leaves: OnceLock::new(),
             state_format: OnceLock::new(),
         }
@@ -181,7 +181,7 @@ fn live(
 ) {
     let cpuid = host
         .leaves()
-        .and_then(|leaves| setup::cpuid(leaves, index, host.cpus, host.kind));
+        .and_then(|leaves| setup::cpuid(leaves, index, host.topology, host.kind));
     let Ok(machine) = machine.recv() else { return };
     let (fd, pvm) = match cpuid.and_then(|cpuid| create_vcpu(&machine, index, &cpuid, &host)) {
         Ok(made) => made,

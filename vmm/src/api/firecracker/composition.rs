@@ -62,6 +62,7 @@ impl Composition {
             machine_config: MachineConfig {
                 vcpu_count: config.cpus().try_into().unwrap_or(u8::MAX),
                 mem_size_mib: config.memory().0 >> 20,
+                smt: config.smt,
                 ..Default::default()
             },
             network_interfaces: devices::interfaces_of(config),
@@ -157,6 +158,7 @@ impl Composition {
             cmdline,
             append,
             cpus: Some(self.machine_config.vcpu_count.into()),
+            smt: self.machine_config.smt,
             memory: Some(ByteSize(self.machine_config.mem_size_mib << 20)),
             rng: self.entropy.is_some(),
             cpu_template: self.cpu_config.clone().or_else(|| base.cpu_template.clone()),
@@ -165,6 +167,8 @@ impl Composition {
             balloon: self.balloon.as_ref().map(Balloon::balloon).transpose()?,
             nets: self.nets()?,
             mmds: self.mmds_config.as_ref().map(Mmds::mmds),
+            // Kernels for Firecracker may have no ACPI.
+            lists_devices: true,
             ..base.clone()
         };
         config.check().map_err(|error| error.to_string())?;

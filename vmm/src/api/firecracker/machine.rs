@@ -114,8 +114,8 @@ impl MachineConfig {
             format!("the number of vCPUs must be 1 to {MAX_VCPUS}")
         } else if self.mem_size_mib == 0 || self.mem_size_mib > u64::MAX >> 20 {
             "the memory size must be 1 MiB or more, and less than 16 EiB".to_owned()
-        } else if self.smt {
-            "posada has no simultaneous multithreading: leave out smt".to_owned()
+        } else if self.smt && self.vcpu_count > 1 && !self.vcpu_count.is_multiple_of(2) {
+            "the number of vCPUs must be 1 or even with smt, two for each core".to_owned()
         } else if self
             .cpu_template
             .is_some_and(|template| template != StaticTemplate::None)

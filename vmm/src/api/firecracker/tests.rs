@@ -104,7 +104,10 @@ fn what_is_built_is_described_so_that_the_same_is_built() {
         version = 'V2'
         address = '169.254.170.2'
     ";
-    let config: VmConfig = toml::from_str(text).unwrap();
+    let config = VmConfig {
+        lists_devices: true,
+        ..toml::from_str(text).unwrap()
+    };
     let described = serde_json::to_vec(&Composition::of(&config)).unwrap();
     let (again, logger, metrics) = Composition::from_json(&described).unwrap();
     assert_eq!(again.config(&VmConfig::default()).unwrap(), config);

@@ -1,3 +1,4 @@
+use arch_x86_64::cpuid::CpuTopology;
 use kvm_ioctls::Kvm;
 
 use super::*;
@@ -86,10 +87,11 @@ fn kvm_a_guest_of_this_host_can_go_on_here() {
     let kvm = Kvm::new().expect("this test needs /dev/kvm; run `make test KVM=none` to leave it out");
     let kind = HostKind::detect();
     let leaves = crate::vcpu::setup::supported_leaves(&kvm).unwrap();
-    let host = Host::new(kvm, kind, 2, CpuTemplate::default())
+    let topology = CpuTopology { cpus: 2, smt: false };
+    let host = Host::new(kvm, kind, topology, CpuTemplate::default())
         .features()
         .unwrap();
-    let cpuid = crate::vcpu::setup::cpuid(&leaves, 1, 2, kind).unwrap();
+    let cpuid = crate::vcpu::setup::cpuid(&leaves, 1, topology, kind).unwrap();
     let guest = CpuFeatures::shown(cpuid.as_slice(), kind);
     assert_eq!(guest.lacking(&host), None);
     let bytes = cbor4ii::serde::to_vec(Vec::new(), &guest).unwrap();

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use arch_x86_64::cpuid::CpuTopology;
 use arch_x86_64::layout;
 use devices::{BusDevice, GuestRequest};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_regs, kvm_sregs, kvm_userspace_memory_region};
@@ -87,9 +88,10 @@ impl Guest {
     pub fn new(cpus: u32, code: &[u8]) -> Self {
         let guest = Self::empty(Arc::default(), |kvm, vm| {
             let leaves = setup::supported_leaves(kvm).unwrap();
+            let topology = CpuTopology { cpus, smt: false };
             let make = |index: u32| {
                 let vcpu = vm.create_vcpu(index.into()).unwrap();
-                let cpuid = setup::cpuid(&leaves, index, cpus, HostKind::detect()).unwrap();
+                let cpuid = setup::cpuid(&leaves, index, topology, HostKind::detect()).unwrap();
                 vcpu.set_cpuid2(&cpuid).unwrap();
                 setup::set_msrs(&vcpu).unwrap();
                 vcpu
