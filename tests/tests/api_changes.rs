@@ -119,7 +119,13 @@ fn a_network_is_limited_and_a_restored_guest_is_on_another_tap() {
     update["tx_rate_limiter"]["ops"]["size"] = json!(7);
     served
         .patch("/network-interfaces/eth0", &update.to_string())
-        .expect_fault(&["both ways alike"]);
+        .expect(204);
+    let now = served.get("/vm/config").expect(200).json()["network-interfaces"][0].clone();
+    let size = |way: &str| now[way]["ops"]["size"].clone();
+    assert_eq!(
+        (size("rx_rate_limiter"), size("tx_rate_limiter")),
+        (json!(1000), json!(7))
+    );
     comes_back("t0");
 
     served.patch("/vm", &vm("Paused")).expect(204);

@@ -27,6 +27,7 @@ mod tests {
 
     use super::*;
     use crate::config::disk::{EngineName, Format};
+    use crate::config::net::NetLimits;
     use crate::config::{
         BalloonConfig, Boot, ByteRate, ByteSize, Cache, DiskConfig, MmdsConfig, MmdsVersion, NetConfig,
         VsockConfig,
@@ -35,6 +36,15 @@ mod tests {
 
     const TEMPLATE: &str = r#"{"kvm_capabilities": ["!56"], "msr_modifiers": [{"addr": "0x10a", "bitmap": "0b1x"}], "cpuid_modifiers":
         [{"leaf": "0x1", "subleaf": "0x0", "flags": 0, "modifiers": [{"register": "ecx", "bitmap": "0b01"}]}]}"#;
+
+    fn limits() -> NetLimits {
+        NetLimits {
+            bandwidth: Some(ByteRate(2 << 20)),
+            bandwidth_burst: Some(ByteSize(3 << 20)),
+            pps: Some(2000),
+            pps_burst: Some(20),
+        }
+    }
 
     /// The same, written to a file and read.
     fn again(config: &VmConfig) -> VmConfig {
@@ -75,6 +85,7 @@ mod tests {
             bandwidth_burst: Some(ByteSize(1 << 20)),
             pps: Some(1000),
             pps_burst: Some(10),
+            tx: Some(limits()),
         }
     }
 

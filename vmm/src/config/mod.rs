@@ -126,7 +126,8 @@ pub struct VmConfig {
     pub balloon: Option<BalloonConfig>,
 
     /// Connect the guest to a network: a tap, or user for a network without privileges; as often as needed. Keys: id=NAME, mac=MAC,
-    /// mtu=N, queues=N, forward=tcp:HOSTPORT:GUESTPORT, bandwidth=SIZE/s, bandwidth-burst=SIZE, pps=N, pps-burst=N
+    /// mtu=N, queues=N, forward=tcp:HOSTPORT:GUESTPORT, bandwidth=SIZE/s, bandwidth-burst=SIZE, pps=N, pps-burst=N, and
+    /// for what is sent tx-bandwidth=SIZE/s, ...
     #[arg(long = "net", value_name = net::SYNTAX)]
     #[serde(rename = "net")]
     pub nets: Vec<NetConfig>,

@@ -2,26 +2,28 @@
 
 mod address;
 mod forward;
+mod limits;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::str::FromStr;
 
-use devices::rate_limit::RateLimit;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::rate::{self, RateError};
+use super::rate::RateError;
 use super::words::{self, WordError};
 use super::{ByteRate, ByteSize};
 
 pub use address::{MacAddress, MacError};
 pub use forward::{Forward, ForwardError, Protocol};
+pub use limits::NetLimits;
 
 /// For the help text.
 pub const SYNTAX: &str = "tap=NAME|user[,key=value...]";
-const WORDS: &str = "id, mac, mtu, queues, forward, bandwidth, bandwidth-burst, pps and pps-burst";
+const WORDS: &str = "id, mac, mtu, queues, forward, bandwidth, bandwidth-burst, pps, pps-burst, \
+    tx-bandwidth, tx-bandwidth-burst, tx-pps and tx-pps-burst";
 /// As many pairs of queues as a guest of this size can use; each has a thread.
 const MAX_QUEUES: u16 = 8;
 /// virtio 1.3 §5.1.4.1: a device gives no smaller one.
@@ -56,6 +58,9 @@ pub struct NetConfig {
     pub pps: Option<u64>,
     /// Frames at once.
     pub pps_burst: Option<u64>,
+    /// What the guest sends has these limits, and the ones above are for what it receives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tx: Option<NetLimits>,
 }
 
 /// What is wrong with a network's description.
@@ -109,6 +114,10 @@ impl FromStr for NetConfig {
                 "bandwidth-burst" => net.bandwidth_burst = Some(word.value()?),
                 "pps" => net.pps = Some(word.value()?),
                 "pps-burst" => net.pps_burst = Some(word.value()?),
+                "tx-bandwidth" => net.tx.get_or_insert_default().bandwidth = Some(word.value()?),
+                "tx-bandwidth-burst" => net.tx.get_or_insert_default().bandwidth_burst = Some(word.value()?),
+                "tx-pps" => net.tx.get_or_insert_default().pps = Some(word.value()?),
+                "tx-pps-burst" => net.tx.get_or_insert_default().pps_burst = Some(word.value()?),
                 _ => return Err(word.unknown(WORDS)),
             }
         }
@@ -133,10 +142,8 @@ impl NetConfig {
         if self.mtu.is_some_and(|mtu| mtu < MIN_MTU) {
             return Err(NetConfigError::Mtu(self.mtu()));
         }
-        let bandwidth = self.bandwidth.map(|rate| rate.0);
-        let bandwidth_burst = self.bandwidth_burst.map(|size| size.0);
-        rate::check(("bandwidth", bandwidth), ("bandwidth-burst", bandwidth_burst))?;
-        Ok(rate::check(("pps", self.pps), ("pps-burst", self.pps_burst))?)
+        self.rx_limits().check()?;
+        Ok(self.tx_limits().check()?)
     }
 
     fn check_tap(&self, name: &str) -> Result<(), NetConfigError> {
@@ -179,16 +186,6 @@ impl NetConfig {
 
     fn mtu(&self) -> u16 {
         self.mtu.unwrap_or_default()
-    }
-
-    /// A limit, of which there is one for each way.
-    pub fn limit(&self) -> RateLimit {
-        let bandwidth = self.bandwidth.map(|rate| rate.0);
-        let bandwidth_burst = self.bandwidth_burst.map(|size| size.0);
-        RateLimit::new(
-            rate::with_burst(bandwidth, bandwidth_burst),
-            rate::with_burst(self.pps, self.pps_burst),
-        )
     }
 }
 

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use devices::virtio::balloon::{PAGE_SIZE, Statistics};
 use serde::{Deserialize, Serialize};
 
-use super::devices::{ONE_LIMIT, drives_of, interfaces_of};
+use super::devices::{drives_of, interfaces_of};
 use super::object;
 use super::rate::{RateLimiter, TokenBucket};
+use crate::config::net::NetLimits;
 use crate::config::{ByteRate, ByteSize};
 use crate::vm::{ChangeError, RunningVm};
 
@@ -109,18 +110,17 @@ impl InterfaceUpdate {
         let mut interfaces = interfaces_of(&config).into_iter();
         let index = interfaces.position(|interface| interface.iface_id == self.iface_id);
         let index = index.ok_or_else(|| format!("there is no network interface '{}'", self.iface_id))?;
-        let limited = |limiter: Option<RateLimiter>| {
-            let mut net = config.nets[index].clone();
+        let net = config.nets[index].clone();
+        let limited = |mut way: NetLimits, limiter: Option<RateLimiter>| {
             let limiter = limiter.unwrap_or_default();
-            limit(limiter.bandwidth, &mut net.bandwidth, &mut net.bandwidth_burst)?;
-            limit_operations(limiter.ops, &mut net.pps, &mut net.pps_burst)?;
-            Ok::<_, String>(net)
+            limit(limiter.bandwidth, &mut way.bandwidth, &mut way.bandwidth_burst)?;
+            limit_operations(limiter.ops, &mut way.pps, &mut way.pps_burst)?;
+            Ok::<_, String>(way)
         };
-        let net = limited(self.rx_rate_limiter)?;
-        if net != limited(self.tx_rate_limiter)? {
-            return Err(ONE_LIMIT.to_owned());
-        }
-        vm.change_net(index, net).map_err(|error| error.to_string())
+        let rx = limited(net.rx_limits(), self.rx_rate_limiter)?;
+        let tx = limited(net.tx_limits(), self.tx_rate_limiter)?;
+        vm.change_net(index, net.limited(rx, tx))
+            .map_err(|error| error.to_string())
     }
 }
 

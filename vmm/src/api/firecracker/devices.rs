@@ -11,10 +11,6 @@ use crate::config::disk::{EngineName, Format};
 use crate::config::net::MacAddress;
 use crate::config::{BalloonConfig, ByteSize, DiskConfig, NetConfig, VmConfig, VsockConfig};
 
-/// Why a network's limits cannot be two.
-pub const ONE_LIMIT: &str =
-    "posada limits both ways alike: give rx_rate_limiter and tx_rate_limiter the same values";
-
 /// A disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -213,37 +209,26 @@ impl NetworkInterface {
     /// # Errors
     /// It has no such network.
     pub fn net(&self) -> Result<NetConfig, String> {
-        let limits = RateLimiter::limits(self.rx_rate_limiter)?;
-        if RateLimiter::limits(self.tx_rate_limiter)? != limits {
-            return Err(ONE_LIMIT.to_owned());
-        }
-        Ok(NetConfig {
+        let net = NetConfig {
             id: Some(self.iface_id.clone()),
             tap: Some(self.host_dev_name.clone()),
             mac: self.guest_mac,
             mtu: self.mtu,
-            bandwidth: limits.bandwidth,
-            bandwidth_burst: limits.bandwidth_burst,
-            pps: limits.ops,
-            pps_burst: limits.ops_burst,
             ..Default::default()
-        })
+        };
+        let rx = RateLimiter::limits(self.rx_rate_limiter)?;
+        let tx = RateLimiter::limits(self.tx_rate_limiter)?;
+        Ok(net.limited(rx.into(), tx.into()))
     }
 
     fn of(index: usize, config: &VmConfig, net: &NetConfig) -> Self {
-        let limiter = RateLimiter::of(Limits {
-            bandwidth: net.bandwidth,
-            bandwidth_burst: net.bandwidth_burst,
-            ops: net.pps,
-            ops_burst: net.pps_burst,
-        });
         Self {
             iface_id: net.label(index),
             host_dev_name: net.tap.clone().unwrap_or_default(),
             guest_mac: Some(config.mac(index)),
             mtu: net.mtu,
-            rx_rate_limiter: limiter,
-            tx_rate_limiter: limiter,
+            rx_rate_limiter: RateLimiter::of(net.rx_limits().into()),
+            tx_rate_limiter: RateLimiter::of(net.tx_limits().into()),
         }
     }
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::object;
+use crate::config::net::NetLimits;
 use crate::config::{ByteRate, ByteSize};
 
 /// Limits on what passes: bytes and operations.
@@ -39,6 +40,28 @@ pub struct Limits {
     pub ops: Option<u64>,
     /// Operations at once.
     pub ops_burst: Option<u64>,
+}
+
+impl From<Limits> for NetLimits {
+    fn from(limits: Limits) -> Self {
+        Self {
+            bandwidth: limits.bandwidth,
+            bandwidth_burst: limits.bandwidth_burst,
+            pps: limits.ops,
+            pps_burst: limits.ops_burst,
+        }
+    }
+}
+
+impl From<NetLimits> for Limits {
+    fn from(limits: NetLimits) -> Self {
+        Self {
+            bandwidth: limits.bandwidth,
+            bandwidth_burst: limits.bandwidth_burst,
+            ops: limits.pps,
+            ops_burst: limits.pps_burst,
+        }
+    }
 }
 
 impl RateLimiter {

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::config::VmConfig;
 use crate::config::disk::Format;
-use crate::config::{ByteSize, VmConfig};
 
 /// A file that there is, whatever is said to be in it.
 const FILE: &str = "/dev/null";
@@ -132,7 +132,7 @@ fn a_machine_is_changed_in_parts() {
 }
 
 #[test]
-fn two_ways_of_a_network_have_one_limit() {
+fn each_way_of_a_network_has_its_limit() {
     let net = |tx: u64| {
         let bucket = |size: u64| json!({ "bandwidth": { "size": size, "refill_time": 1000 } });
         let net = json!({
@@ -145,8 +145,11 @@ fn two_ways_of_a_network_have_one_limit() {
             .unwrap()
             .net()
     };
-    assert_eq!(net(4096).unwrap().bandwidth_burst, Some(ByteSize(4096)));
-    assert!(net(8192).is_err());
+    let bursts = |tx: u64| {
+        let net = net(tx).unwrap();
+        [net.rx_limits(), net.tx_limits()].map(|way| way.bandwidth_burst.unwrap().0)
+    };
+    assert_eq!((bursts(4096), bursts(8192)), ([4096; 2], [4096, 8192]));
 }
 
 #[test]

@@ -33,6 +33,26 @@ fn a_tap_is_described_with_all_its_words() {
 }
 
 #[test]
+fn what_is_sent_may_have_limits_of_its_own() {
+    let alike = net("tap=t0,pps=1000");
+    assert_eq!(alike.tx_limits(), alike.rx_limits());
+    let two = net("tap=t0,pps=1000,tx-pps=7,tx-pps-burst=2,tx-bandwidth=1M/s,tx-bandwidth-burst=4K");
+    two.check().unwrap();
+    let sent = NetLimits {
+        bandwidth: Some(ByteRate(1 << 20)),
+        bandwidth_burst: Some(ByteSize(4 << 10)),
+        pps: Some(7),
+        pps_burst: Some(2),
+    };
+    assert_eq!((two.rx_limits().pps, two.tx_limits()), (Some(1000), sent));
+    let received = two.rx_limits();
+    assert_eq!(alike.clone().limited(received, sent), two);
+    assert_eq!(two.limited(received, received), alike);
+    let none = net("tap=t0,pps=1000").limited(received, NetLimits::default());
+    assert!(none.tx_limits().limit().is_unlimited());
+}
+
+#[test]
 fn a_user_network_forwards_as_many_ports_as_one_likes() {
     let net = net("user,forward=tcp:8080:80,forward=udp:0.0.0.0:53:5353,forward=tcp:[::1]:8080:80");
     net.check().unwrap();
@@ -79,6 +99,7 @@ fn what_is_no_network_is_refused_and_named() {
         ("tap=t,bandwidth=fast", "'fast'"),
         ("tap=t,bandwidth=10M/s,bandwidth-burst=0", "bandwidth-burst of 0"),
         ("tap=t,pps-burst=5", "give pps too"),
+        ("tap=t,pps=1,tx-pps=0", "pps of 0"),
     ] {
         refused(text, named);
     }
