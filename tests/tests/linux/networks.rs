@@ -1,16 +1,15 @@
 //! Networks on taps, each test in a network namespace of its own.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::os::unix::process::CommandExt;
-use std::process::Stdio;
+use std::process::{self, Stdio};
 use std::thread;
 
 use posada_tests::booted::POWER_OFF;
+use posada_tests::guest::runtime_directory;
 use posada_tests::network::{self, EXPERIMENTAL, FRAME_HEADER, Wire, frame, has_interface, ip, make_tap};
-use posada_tests::{Ended, Guest, Running, stream};
-use vmm_sys_util::tempdir::TempDir;
+use posada_tests::{Ended, Guest, Running, http, stream};
 
 const FAILURE: i32 = 1;
 const USAGE: i32 = 2;
@@ -215,16 +214,13 @@ fn a_linux_guest_pings_the_host_streams_both_ways_unchanged_and_fetches_its_meta
         back
     });
     make_tap("t1");
-    let directory = TempDir::new().expect("a directory for temporary files");
-    let metadata = directory.as_path().join("metadata.json");
-    fs::write(&metadata, r#"{"latest": {"meta-data": {"ami-id": "for Linux"}}}"#).unwrap();
+    let name = format!("networks-{}", process::id());
     let mut guest = Guest::booted()
         .cpus(2)
         .arg("--net=tap=t0,queues=2,mtu=9000")
         .arg("--net=tap=t1,id=inside")
         .arg("--mmds=net=inside")
-        .arg("--metadata")
-        .arg(&metadata)
+        .named(&name)
         .append("ip=10.9.0.2::10.9.0.1:255.255.255.0::eth0")
         .start();
     guest.send("ping -c 2 -s 8000 10.9.0.1; echo mtu=$(cat /sys/class/net/eth0/mtu)\n");
@@ -235,6 +231,9 @@ fn a_linux_guest_pings_the_host_streams_both_ways_unchanged_and_fetches_its_meta
     guest.wait_until("the stream back", |_| echo.is_finished());
     let back = echo.join().expect("the host has served");
     assert!(back == sent, "{} of {NOISE} bytes came back", back.len());
+    let control = runtime_directory().join("posada").join(name).join("control.sock");
+    let metadata = r#"{"latest": {"meta-data": {"ami-id": "for Linux"}}}"#;
+    http::request(&control, "PUT", "/mmds", metadata).expect(204);
     guest.send("ip addr add 169.254.1.1/16 dev eth1; ip link set eth1 up\n");
     guest.send("ask='PUT /latest/api/token HTTP/1.0\\r\\nX-metadata-token-ttl-seconds: 60\\r\\n\\r\\n'\n");
     guest.send("token=$(printf \"$ask\" | nc 169.254.169.254 80 | tail -n 1)\n");
