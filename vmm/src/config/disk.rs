@@ -187,11 +187,9 @@ impl DiskConfig {
 
     /// The limit on what passes.
     pub fn limit(&self) -> RateLimit {
-        let bandwidth = self.bandwidth.map(|rate| rate.0);
-        let bandwidth_burst = self.bandwidth_burst.map(|size| size.0);
-        RateLimit::new(
-            rate::with_burst(bandwidth, bandwidth_burst),
-            rate::with_burst(self.iops, self.iops_burst),
+        rate::limit(
+            (self.bandwidth, self.bandwidth_burst),
+            (self.iops, self.iops_burst),
         )
     }
 }

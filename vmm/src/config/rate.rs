@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use devices::rate_limit::Rate;
+use devices::rate_limit::{Rate, RateLimit};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -53,11 +53,24 @@ pub(super) fn check(
 }
 
 /// A rate without a burst of its own lets pass at once what it lets pass in a tenth of a second.
-pub(super) fn with_burst(per_second: Option<u64>, burst: Option<u64>) -> Option<Rate> {
+fn with_burst(per_second: Option<u64>, burst: Option<u64>) -> Option<Rate> {
     per_second.map(|per_second| Rate {
         per_second,
         burst: burst.unwrap_or((per_second / 10).max(1)),
     })
+}
+
+/// A limit of bytes and of operations, each in a second and at once.
+pub(super) fn limit(
+    (bandwidth, bandwidth_burst): (Option<ByteRate>, Option<ByteSize>),
+    (per_second, at_once): (Option<u64>, Option<u64>),
+) -> RateLimit {
+    let bandwidth = bandwidth.map(|rate| rate.0);
+    let bandwidth_burst = bandwidth_burst.map(|size| size.0);
+    RateLimit::new(
+        with_burst(bandwidth, bandwidth_burst),
+        with_burst(per_second, at_once),
+    )
 }
 
 impl FromStr for ByteRate {

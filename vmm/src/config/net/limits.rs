@@ -32,12 +32,7 @@ impl NetLimits {
 
     /// A limit that is so.
     pub fn limit(&self) -> RateLimit {
-        let bandwidth = self.bandwidth.map(|rate| rate.0);
-        let bandwidth_burst = self.bandwidth_burst.map(|size| size.0);
-        RateLimit::new(
-            rate::with_burst(bandwidth, bandwidth_burst),
-            rate::with_burst(self.pps, self.pps_burst),
-        )
+        rate::limit((self.bandwidth, self.bandwidth_burst), (self.pps, self.pps_burst))
     }
 }
 
