@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use devices::disk::{EngineKind, Image, ImageOptions};
-use devices::rate_limit::RateLimit;
+use devices::rate_limit::Rates;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::net::{FrameSocket, Net, NetOptions, Tap};
 use devices::virtio::testing::{Buffer, Started, memory};
@@ -98,7 +98,7 @@ fn block_requests(open: Open, engine: EngineKind, features: u64) -> usize {
         id: String::new(),
         engine: Some(engine),
         queues: 1,
-        limit: RateLimit::new(None, None),
+        limit: Rates::default(),
     };
     let block = Block::new(open(&path, &overlay), options);
     let memory = memory(4 << 20);
@@ -195,8 +195,8 @@ fn net_options() -> NetOptions {
     NetOptions {
         mac: [2, 0, 0, 0, 0, 1],
         mtu: None,
-        rx_limit: RateLimit::new(None, None),
-        tx_limit: RateLimit::new(None, None),
+        rx_limit: Rates::default(),
+        tx_limit: Rates::default(),
     }
 }
 

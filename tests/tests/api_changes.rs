@@ -76,6 +76,9 @@ fn a_drive_is_limited_and_let_go() {
     let limits =
         |served: &Served| served.get("/vm/config").expect(200).json()["drives"][0]["rate_limiter"].clone();
     let update = |bucket: Value| json!({ "drive_id": "data", "rate_limiter": { "ops": bucket } }).to_string();
+    let once = json!({ "size": 500, "refill_time": 100, "one_time_burst": 70 });
+    served.patch("/drives/data", &update(once.clone())).expect(204);
+    assert_eq!(limits(&served)["ops"], once);
     for (bucket, now) in [
         (json!({ "size": 1000, "refill_time": 100 }), true),
         // No bucket is no change, an empty one is no limit.

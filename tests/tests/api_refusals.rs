@@ -259,9 +259,9 @@ fn what_posada_cannot_do_is_said_in_a_sentence() {
             "/drives/d",
             drive(
                 "rate_limiter",
-                json!({ "ops": { "size": 1, "refill_time": 1, "one_time_burst": 1 } }),
+                json!({ "ops": { "size": 1, "refill_time": 1001 } }),
             ),
-            "one_time_burst",
+            "less than one",
         ),
         ("/drives/a-b", drive("drive_id", json!("a-b")), "alphanumeric"),
         ("/drives/", drive("drive_id", json!("")), "cannot be empty"),

@@ -10,6 +10,8 @@ use vmm_sys_util::tempdir::TempDir;
 
 /// Bytes of the pattern that `blk-check` writes, flushes and reads back: 64 sectors.
 const PATTERN: u64 = 64 * 512;
+/// What its first round asks for: these, and the disk's id.
+const REQUESTS: u64 = 4;
 
 /// The values of a part of a kind, by its labels: all that are given have to be there.
 fn values<'a>(stats: &'a Value, part: &str, labels: &[(&str, &str)]) -> &'a Value {
@@ -58,9 +60,8 @@ fn what_a_guest_does_is_counted_and_told_as_a_table_as_json_and_to_prometheus() 
     ] {
         assert_eq!(disk[what], expected, "{what} in {disk}");
     }
-    // And one that asks for the disk's id.
     let queue = values(stats, "queue", &[("device", "data"), ("queue", "0")]);
-    assert_eq!(queue["requests"], 4, "{queue}");
+    assert_eq!(queue["requests"], REQUESTS, "{queue}");
     assert!(values(stats, "vcpu", &[("vcpu", "0")])["port_writes"].as_u64() > Some(0));
     let printed = values(stats, "console", &[])["output_bytes"].as_u64();
     assert!(printed >= Some("checksum=".len() as u64), "{printed:?}");
@@ -86,6 +87,34 @@ fn what_a_guest_does_is_counted_and_told_as_a_table_as_json_and_to_prometheus() 
     posada(&["stats", "--prometheus"]).expect_status(2);
     posada(&["stats", "nobody"]).expect_refusal(1, &["nobody"]);
     posada(&["kill", &name]).expect_status(0);
+}
+
+#[test]
+fn what_may_pass_once_passes_before_a_limit_holds_anything_back() {
+    let place = TempDir::new().unwrap();
+    let image = place.as_path().join("disk.img");
+    fs::write(&image, vec![0; 1 << 20]).unwrap();
+    let name = format!("once-{}", std::process::id());
+    let mut guest = Guest::bare("program=blk-check rounds=yes seed=1")
+        .arg("--disk")
+        .arg(format!(
+            "{},id=data,iops=1,iops-burst=1,iops-once={REQUESTS}",
+            image.display()
+        ))
+        .named(&name)
+        .start();
+    let stalls = || {
+        let told = posada(&["stats", &name, "--json"]).expect_status(0).console();
+        let told: Value = serde_json::from_str(&told).unwrap();
+        values(&told[0]["stats"], "block", &[("device", "data")])["stalls"].as_u64()
+    };
+    guest.wait_for("checksum=");
+    assert_eq!(stalls(), Some(0));
+    guest.send("seed=2\n");
+    guest.wait_for("checksum=");
+    assert!(stalls() > Some(0), "three requests have a token");
+    guest.send("end\n");
+    guest.wait().expect_status(0);
 }
 
 #[test]

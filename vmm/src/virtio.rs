@@ -183,8 +183,8 @@ fn open_net(config: &NetConfig, mac: MacAddress) -> Result<Net, Error> {
     let options = NetOptions {
         mac: mac.0,
         mtu: config.mtu,
-        rx_limit: config.rx_limits().limit(),
-        tx_limit: config.tx_limits().limit(),
+        rx_limit: config.rx_limit(),
+        tx_limit: config.tx_limit(),
     };
     if let Some(tap) = &config.tap {
         let tap = Tap::open(tap, config.queues(), config.mtu)?;

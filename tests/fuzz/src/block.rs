@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use devices::disk::{EngineKind, Image, ImageOptions};
-use devices::rate_limit::RateLimit;
+use devices::rate_limit::Rates;
 use devices::virtio::VirtioDevice;
 use devices::virtio::block::{Block, BlockOptions};
 use vmm_sys_util::tempfile::TempFile;
@@ -28,7 +28,7 @@ fn new() -> Block {
         id: "fuzz".into(),
         engine: Some(EngineKind::Sync),
         queues: 2,
-        limit: RateLimit::new(None, None),
+        limit: Rates::default(),
     };
     Block::new(image, options)
 }

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Arc;
 
-use devices::rate_limit::RateLimit;
+use devices::rate_limit::Rates;
 use devices::virtio::net::{FrameSocket, HEADER, Net, NetOptions, Tap};
 
 use crate::guest;
@@ -20,8 +20,8 @@ fn options() -> NetOptions {
     NetOptions {
         mac: [2, 0, 0, 0, 0, 1],
         mtu: None,
-        rx_limit: RateLimit::new(None, None),
-        tx_limit: RateLimit::new(None, None),
+        rx_limit: Rates::default(),
+        tx_limit: Rates::default(),
     }
 }
 

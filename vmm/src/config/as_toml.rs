@@ -41,8 +41,10 @@ mod tests {
         NetLimits {
             bandwidth: Some(ByteRate(2 << 20)),
             bandwidth_burst: Some(ByteSize(3 << 20)),
+            bandwidth_once: Some(ByteSize(4 << 20)),
             pps: Some(2000),
             pps_burst: Some(20),
+            pps_once: Some(30),
         }
     }
 
@@ -67,8 +69,10 @@ mod tests {
             iothread: true,
             bandwidth: Some(ByteRate(10 << 20)),
             bandwidth_burst: Some(ByteSize(1000)),
+            bandwidth_once: Some(ByteSize(2000)),
             iops: Some(100),
             iops_burst: Some(5),
+            iops_once: Some(6),
         }
     }
 
@@ -83,8 +87,10 @@ mod tests {
             forward: vec!["tcp:8080:80".parse().unwrap(), "udp:53:53".parse().unwrap()],
             bandwidth: Some(ByteRate(1 << 20)),
             bandwidth_burst: Some(ByteSize(1 << 20)),
+            bandwidth_once: Some(ByteSize(5 << 20)),
             pps: Some(1000),
             pps_burst: Some(10),
+            pps_once: Some(100),
             tx: Some(limits()),
         }
     }

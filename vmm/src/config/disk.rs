@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use devices::disk::{EngineKind, ImageOptions};
-use devices::rate_limit::RateLimit;
+use devices::rate_limit::Rates;
 use devices::virtio::block::MAX_QUEUES;
 use devices::virtio::block::request::ID_BYTES;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,8 @@ use super::{ByteRate, ByteSize};
 
 /// For the help text.
 pub const SYNTAX: &str = "PATH[,key=value,flag...]";
-const WORDS: &str = "readonly, overlay, format, id, engine, cache, queues, iothread, bandwidth, bandwidth-burst, iops and iops-burst";
+const WORDS: &str = "readonly, overlay, format, id, engine, cache, queues, iothread, bandwidth, \
+    bandwidth-burst, bandwidth-once, iops, iops-burst and iops-once";
 
 /// A disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -47,10 +48,14 @@ pub struct DiskConfig {
     pub bandwidth: Option<ByteRate>,
     /// Bytes at once.
     pub bandwidth_burst: Option<ByteSize>,
+    /// Bytes beside these, once.
+    pub bandwidth_once: Option<ByteSize>,
     /// Requests in a second.
     pub iops: Option<u64>,
     /// Requests at once.
     pub iops_burst: Option<u64>,
+    /// Requests beside these, once.
+    pub iops_once: Option<u64>,
 }
 
 /// A format of images. (That there is one is what a user can rely on: a raw image may begin like any other.)
@@ -126,8 +131,10 @@ impl FromStr for DiskConfig {
                 "iothread" => disk.iothread = word.flag()?,
                 "bandwidth" => disk.bandwidth = Some(word.value()?),
                 "bandwidth-burst" => disk.bandwidth_burst = Some(word.value()?),
+                "bandwidth-once" => disk.bandwidth_once = Some(word.value()?),
                 "iops" => disk.iops = Some(word.value()?),
                 "iops-burst" => disk.iops_burst = Some(word.value()?),
+                "iops-once" => disk.iops_once = Some(word.value()?),
                 _ => return Err(word.unknown(WORDS)),
             }
         }
@@ -154,10 +161,16 @@ impl DiskConfig {
         if self.readonly && self.overlay.is_some() {
             return Err(DiskConfigError::ReadonlyOverlay);
         }
-        let bandwidth = self.bandwidth.map(|rate| rate.0);
-        let bandwidth_burst = self.bandwidth_burst.map(|size| size.0);
-        rate::check(("bandwidth", bandwidth), ("bandwidth-burst", bandwidth_burst))?;
-        Ok(rate::check(("iops", self.iops), ("iops-burst", self.iops_burst))?)
+        rate::check(
+            ("bandwidth", self.bandwidth.map(|rate| rate.0)),
+            ("bandwidth-burst", self.bandwidth_burst.map(|size| size.0)),
+            ("bandwidth-once", self.bandwidth_once.map(|size| size.0)),
+        )?;
+        Ok(rate::check(
+            ("iops", self.iops),
+            ("iops-burst", self.iops_burst),
+            ("iops-once", self.iops_once),
+        )?)
     }
 
     /// Request queues.
@@ -186,11 +199,31 @@ impl DiskConfig {
     }
 
     /// The limit on what passes.
-    pub fn limit(&self) -> RateLimit {
-        rate::limit(
-            (self.bandwidth, self.bandwidth_burst),
-            (self.iops, self.iops_burst),
-        )
+    pub fn limit(&self) -> Rates {
+        Rates {
+            bytes: rate::rate(
+                self.bandwidth.map(|rate| rate.0),
+                self.bandwidth_burst.map(|size| size.0),
+                self.bandwidth_once.map(|size| size.0),
+            ),
+            operations: rate::rate(self.iops, self.iops_burst, self.iops_once),
+        }
+    }
+
+    /// The same with this limit.
+    #[must_use]
+    pub fn limited(self, rates: Rates) -> Self {
+        let (bandwidth, bandwidth_burst, bandwidth_once) = rate::written(rates.bytes);
+        let (iops, iops_burst, iops_once) = rate::written(rates.operations);
+        Self {
+            bandwidth: bandwidth.map(ByteRate),
+            bandwidth_burst: bandwidth_burst.map(ByteSize),
+            bandwidth_once: bandwidth_once.map(ByteSize),
+            iops,
+            iops_burst,
+            iops_once,
+            ..self
+        }
     }
 }
 
@@ -261,6 +294,8 @@ words::is_text!(Cache, DiskConfigError);
 
 #[cfg(test)]
 mod tests {
+    use devices::rate_limit::Rate;
+
     use super::*;
 
     fn disk(text: &str) -> DiskConfig {
@@ -268,18 +303,32 @@ mod tests {
     }
 
     const ALL: &str = "/d.img,readonly,format=raw,id=root,engine=sync,cache=direct,queues=2,iothread,\
-        bandwidth=10M/s,bandwidth-burst=1M,iops=100,iops-burst=5";
+        bandwidth=10M/s,bandwidth-burst=1M,bandwidth-once=64M,iops=100,iops-burst=5,iops-once=500";
 
     #[test]
     fn flag_and_table_say_the_same_things() {
         let table = "path = '/d.img'\nreadonly = true\nformat = 'raw'\nid = 'root'\nengine = 'sync'\ncache = 'direct'\n\
-            queues = 2\niothread = true\nbandwidth = '10M/s'\nbandwidth-burst = '1M'\niops = 100\niops-burst = 5\n";
+            queues = 2\niothread = true\nbandwidth = '10M/s'\nbandwidth-burst = '1M'\nbandwidth-once = '64M'\n\
+            iops = 100\niops-burst = 5\niops-once = 500\n";
         let disk = disk(ALL);
         assert_eq!(toml::from_str::<DiskConfig>(table).unwrap(), disk);
         disk.check().unwrap();
         let options = disk.image_options();
         assert!(options.readonly && options.direct && options.raw);
-        assert!(!disk.limit().is_unlimited());
+        let limit = Rates {
+            bytes: Some(Rate {
+                per_second: 10 << 20,
+                burst: 1 << 20,
+                once: 64 << 20,
+            }),
+            operations: Some(Rate {
+                per_second: 100,
+                burst: 5,
+                once: 500,
+            }),
+        };
+        assert_eq!(disk.limit(), limit);
+        assert_eq!(disk.clone().limited(limit), disk);
     }
 
     #[test]
@@ -288,7 +337,8 @@ mod tests {
         disk.check().unwrap();
         assert_eq!(disk.queues(), 1);
         assert_eq!(disk.image_options(), ImageOptions::default());
-        assert!(disk.limit().is_unlimited());
+        assert_eq!(disk.limit(), Rates::default());
+        assert_eq!(disk.clone().limited(Rates::default()), disk);
     }
 
     #[test]
@@ -335,6 +385,7 @@ mod tests {
             ("p,iops=0", "iops of 0"),
             ("p,iops=1,iops-burst=0", "iops-burst of 0"),
             ("p,iops-burst=5", "give iops too"),
+            ("p,iops-once=5", "give iops too"),
             ("p,readonly,overlay=o", "leave one of them out"),
             ("p,bandwidth-burst=1M", "give bandwidth too"),
         ] {

@@ -111,7 +111,7 @@ pub struct VmConfig {
 
     /// Give the guest a disk: a raw image or a block device; as often as needed. Keys and flags: readonly, overlay=FILE,
     /// format=raw, id=NAME, engine=io_uring|sync, cache=writeback|direct, queues=N, iothread, bandwidth=SIZE/s,
-    /// bandwidth-burst=SIZE, iops=N, iops-burst=N
+    /// bandwidth-burst=SIZE, bandwidth-once=SIZE, iops=N, iops-burst=N, iops-once=N
     #[arg(long = "disk", value_name = disk::SYNTAX)]
     #[serde(rename = "disk")]
     pub disks: Vec<DiskConfig>,
@@ -126,8 +126,8 @@ pub struct VmConfig {
     pub balloon: Option<BalloonConfig>,
 
     /// Connect the guest to a network: a tap, or user for a network without privileges; as often as needed. Keys: id=NAME, mac=MAC,
-    /// mtu=N, queues=N, forward=tcp:HOSTPORT:GUESTPORT, bandwidth=SIZE/s, bandwidth-burst=SIZE, pps=N, pps-burst=N, and
-    /// for what is sent tx-bandwidth=SIZE/s, ...
+    /// mtu=N, queues=N, forward=tcp:HOSTPORT:GUESTPORT, bandwidth=SIZE/s, bandwidth-burst=SIZE, bandwidth-once=SIZE,
+    /// pps=N, pps-burst=N, pps-once=N, and for what is sent tx-bandwidth=SIZE/s, ...
     #[arg(long = "net", value_name = net::SYNTAX)]
     #[serde(rename = "net")]
     pub nets: Vec<NetConfig>,

@@ -22,8 +22,8 @@ pub use limits::NetLimits;
 
 /// For the help text.
 pub const SYNTAX: &str = "tap=NAME|user[,key=value...]";
-const WORDS: &str = "id, mac, mtu, queues, forward, bandwidth, bandwidth-burst, pps, pps-burst, \
-    tx-bandwidth, tx-bandwidth-burst, tx-pps and tx-pps-burst";
+const WORDS: &str = "id, mac, mtu, queues, forward, bandwidth, bandwidth-burst, bandwidth-once, pps, pps-burst, \
+    pps-once, and with tx- before them (tx-bandwidth ...) the limits for what is sent";
 /// As many pairs of queues as a guest of this size can use; each has a thread.
 const MAX_QUEUES: u16 = 8;
 /// virtio 1.3 §5.1.4.1: a device gives no smaller one.
@@ -54,10 +54,14 @@ pub struct NetConfig {
     pub bandwidth: Option<ByteRate>,
     /// Bytes at once.
     pub bandwidth_burst: Option<ByteSize>,
+    /// Bytes beside these, once.
+    pub bandwidth_once: Option<ByteSize>,
     /// Frames in a second, each way.
     pub pps: Option<u64>,
     /// Frames at once.
     pub pps_burst: Option<u64>,
+    /// Frames beside these, once.
+    pub pps_once: Option<u64>,
     /// What the guest sends has these limits, and the ones above are for what it receives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tx: Option<NetLimits>,
@@ -97,7 +101,7 @@ impl FromStr for NetConfig {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (kind, words) = words::split_repeating(text, "tap=NAME or user", "forward")?;
-        let mut net = Self::default();
+        let (mut net, mut limits) = (Self::default(), NetLimits::default());
         match kind.split_once('=') {
             Some(("tap", name)) => net.tap = Some(name.to_owned()),
             None if kind == "user" => net.user = true,
@@ -110,18 +114,18 @@ impl FromStr for NetConfig {
                 "mtu" => net.mtu = Some(word.value()?),
                 "queues" => net.queues = Some(word.value()?),
                 "forward" => net.forward.push(word.value()?),
-                "bandwidth" => net.bandwidth = Some(word.value()?),
-                "bandwidth-burst" => net.bandwidth_burst = Some(word.value()?),
-                "pps" => net.pps = Some(word.value()?),
-                "pps-burst" => net.pps_burst = Some(word.value()?),
-                "tx-bandwidth" => net.tx.get_or_insert_default().bandwidth = Some(word.value()?),
-                "tx-bandwidth-burst" => net.tx.get_or_insert_default().bandwidth_burst = Some(word.value()?),
-                "tx-pps" => net.tx.get_or_insert_default().pps = Some(word.value()?),
-                "tx-pps-burst" => net.tx.get_or_insert_default().pps_burst = Some(word.value()?),
-                _ => return Err(word.unknown(WORDS)),
+                key => {
+                    let (limits, key) = match key.strip_prefix("tx-") {
+                        Some(key) => (net.tx.get_or_insert_default(), key),
+                        None => (&mut limits, key),
+                    };
+                    if !limits.read(key, &word)? {
+                        return Err(word.unknown(WORDS));
+                    }
+                }
             }
         }
-        Ok(net)
+        Ok(net.with_limits(limits))
     }
 }
 
@@ -142,8 +146,8 @@ impl NetConfig {
         if self.mtu.is_some_and(|mtu| mtu < MIN_MTU) {
             return Err(NetConfigError::Mtu(self.mtu()));
         }
-        self.rx_limits().check()?;
-        Ok(self.tx_limits().check()?)
+        self.limits().check()?;
+        Ok(self.tx.unwrap_or_default().check()?)
     }
 
     fn check_tap(&self, name: &str) -> Result<(), NetConfigError> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use devices::rate_limit::{Rate, RateLimit};
+use devices::rate_limit::Rate;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -25,20 +25,21 @@ pub enum RateError {
     /// Nothing would ever pass.
     #[error("{0} of 0 would let nothing pass: leave it out, or give a number above 0")]
     Zero(&'static str),
-    /// A burst of nothing.
-    #[error("{burst} says how much more than {rate} may pass at once: give {rate} too")]
-    BurstWithoutRate {
+    /// More than what is not limited.
+    #[error("{more} says how much more than {rate} may pass at once: give {rate} too")]
+    MoreWithoutRate {
         /// What was given.
-        burst: &'static str,
+        more: &'static str,
         /// What was not.
         rate: &'static str,
     },
 }
 
-/// Checks a rate and its burst, each with its name.
+/// Checks a rate, its burst and what passes once, each with its name.
 pub(super) fn check(
     (rate, per_second): (&'static str, Option<u64>),
     (burst, at_once): (&'static str, Option<u64>),
+    (once, extra): (&'static str, Option<u64>),
 ) -> Result<(), RateError> {
     if per_second == Some(0) {
         return Err(RateError::Zero(rate));
@@ -46,30 +47,32 @@ pub(super) fn check(
     if at_once == Some(0) {
         return Err(RateError::Zero(burst));
     }
-    if at_once.is_some() && per_second.is_none() {
-        return Err(RateError::BurstWithoutRate { burst, rate });
+    let more = [(burst, at_once), (once, extra)]
+        .into_iter()
+        .find(|(_, tokens)| tokens.is_some());
+    match more {
+        Some((more, _)) if per_second.is_none() => Err(RateError::MoreWithoutRate { more, rate }),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-/// A rate without a burst of its own lets pass at once what it lets pass in a tenth of a second.
-fn with_burst(per_second: Option<u64>, burst: Option<u64>) -> Option<Rate> {
+/// A rate as it is written: in a second, at once, and once. Without a burst of its own it lets pass at once what it lets pass in a
+/// tenth of a second.
+pub(super) fn rate(per_second: Option<u64>, burst: Option<u64>, once: Option<u64>) -> Option<Rate> {
     per_second.map(|per_second| Rate {
         per_second,
         burst: burst.unwrap_or((per_second / 10).max(1)),
+        once: once.unwrap_or(0),
     })
 }
 
-/// A limit of bytes and of operations, each in a second and at once.
-pub(super) fn limit(
-    (bandwidth, bandwidth_burst): (Option<ByteRate>, Option<ByteSize>),
-    (per_second, at_once): (Option<u64>, Option<u64>),
-) -> RateLimit {
-    let bandwidth = bandwidth.map(|rate| rate.0);
-    let bandwidth_burst = bandwidth_burst.map(|size| size.0);
-    RateLimit::new(
-        with_burst(bandwidth, bandwidth_burst),
-        with_burst(per_second, at_once),
+/// What is written for a rate.
+pub(super) fn written(rate: Option<Rate>) -> (Option<u64>, Option<u64>, Option<u64>) {
+    let once = rate.map(|rate| rate.once).filter(|once| *once != 0);
+    (
+        rate.map(|rate| rate.per_second),
+        rate.map(|rate| rate.burst),
+        once,
     )
 }
 

@@ -98,7 +98,7 @@ impl RunningVm {
         config.check()?;
         let net = &config.nets[index];
         self.at_rest(device, |device| {
-            device.set_limits(net.rx_limits().limit(), net.tx_limits().limit());
+            device.set_limits(net.rx_limit(), net.tx_limit());
             Ok(())
         })?;
         *self.lock_config() = Arc::new(config);

@@ -23,7 +23,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use super::{Activation, DeviceState, Difference, Queue, VirtioDevice, Worker, lock, read_config_bytes};
 use crate::counters::{Counters, Sample};
 use crate::disk::{Engine, EngineKind, Image};
-use crate::rate_limit::RateLimit;
+use crate::rate_limit::{RateLimit, Rates};
 use counts::Counts;
 use request::ID_BYTES;
 use worker::{BlockWorker, Setup};
@@ -46,7 +46,7 @@ pub struct BlockOptions {
     /// Queues, 1 to [`MAX_QUEUES`].
     pub queues: u16,
     /// What all queues share.
-    pub limit: RateLimit,
+    pub limit: Rates,
 }
 
 /// A disk.
@@ -80,7 +80,7 @@ impl Block {
             id,
             image: Mutex::new(Arc::new(image)),
             engine: options.engine,
-            limit: Mutex::new(Arc::new(options.limit)),
+            limit: Mutex::new(Arc::new(RateLimit::new(options.limit))),
             queue_sizes: vec![QUEUE_SIZE; queues],
             image_has_changed: AtomicBool::new(false),
             counts: (0..queues).map(|_| Arc::default()).collect(),
@@ -110,8 +110,9 @@ impl Block {
     }
 
     /// Limits what passes like this from the device's next start on.
-    pub fn set_limit(&self, limit: RateLimit) {
-        *lock(&self.limit) = Arc::new(limit);
+    pub fn set_limit(&self, rates: Rates) {
+        let mut limit = lock(&self.limit);
+        *limit = Arc::new(limit.changed(rates));
     }
 
     fn queues(&self) -> u16 {

@@ -68,7 +68,7 @@ fn options(engine: EngineKind) -> BlockOptions {
         id: "the-disk".into(),
         engine: Some(engine),
         queues: 1,
-        limit: RateLimit::new(None, None),
+        limit: Rates::default(),
     }
 }
 
@@ -502,13 +502,14 @@ fn an_image_that_shrinks_unseen_is_an_error_of_the_hosts() {
 #[test]
 fn the_limit_holds_requests_back_and_lets_them_through_later() {
     let limited = BlockOptions {
-        limit: RateLimit::new(
-            None,
-            Some(Rate {
+        limit: Rates {
+            operations: Some(Rate {
                 per_second: 200,
                 burst: 2,
+                ..Default::default()
             }),
-        ),
+            ..Default::default()
+        },
         ..options(EngineKind::Uring)
     };
     let mut rig = Rig::with(limited, ImageOptions::default(), features());

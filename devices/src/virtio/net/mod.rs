@@ -36,7 +36,7 @@ use virtio_bindings::virtio_net::*;
 
 use super::{Activation, DeviceState, Difference, Queue, VirtioDevice, Worker, lock, read_config_bytes};
 use crate::counters::{Counters, Sample};
-use crate::rate_limit::RateLimit;
+use crate::rate_limit::{RateLimit, Rates};
 use control::Control;
 use counts::Counts;
 use frames::Frames;
@@ -105,9 +105,9 @@ pub struct NetOptions {
     /// Bytes that a frame carries, if the driver is to be told.
     pub mtu: Option<u16>,
     /// The limit on what the guest receives.
-    pub rx_limit: RateLimit,
+    pub rx_limit: Rates,
     /// The limit on what the guest sends.
-    pub tx_limit: RateLimit,
+    pub tx_limit: Rates,
 }
 
 /// What a guest remembers of a network. Its address is not in it: each copy of a guest has another.
@@ -146,7 +146,9 @@ impl Net {
             mac: options.mac,
             mtu: options.mtu,
             backend,
-            limits: Mutex::new([options.rx_limit.into(), options.tx_limit.into()]),
+            limits: Mutex::new(
+                [options.rx_limit, options.tx_limit].map(|rates| RateLimit::new(rates).into()),
+            ),
             queue_sizes: vec![QUEUE_SIZE; queues],
             link: Arc::new(Link::new()),
             pairs_in_use: Arc::new(AtomicU16::new(1)),
@@ -164,8 +166,10 @@ impl Net {
     }
 
     /// Limits what the guest receives and sends like this from the device's next start on.
-    pub fn set_limits(&self, rx: RateLimit, tx: RateLimit) {
-        *self.limits() = [rx.into(), tx.into()];
+    pub fn set_limits(&self, rx: Rates, tx: Rates) {
+        let mut limits = self.limits();
+        let [rx_before, tx_before] = &*limits;
+        *limits = [rx_before.changed(rx).into(), tx_before.changed(tx).into()];
     }
 
     fn limits(&self) -> MutexGuard<'_, [Arc<RateLimit>; 2]> {

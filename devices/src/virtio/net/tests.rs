@@ -30,8 +30,8 @@ fn options() -> NetOptions {
     NetOptions {
         mac: MAC,
         mtu: None,
-        rx_limit: RateLimit::new(None, None),
-        tx_limit: RateLimit::new(None, None),
+        rx_limit: Rates::default(),
+        tx_limit: Rates::default(),
     }
 }
 
@@ -410,11 +410,15 @@ fn a_rate_limit_spreads_frames_over_time() {
     let rate = Rate {
         per_second: 100,
         burst: 1,
+        ..Default::default()
     };
     let mut bench = Bench::with(
         MERGEABLE,
         NetOptions {
-            tx_limit: RateLimit::new(None, Some(rate)),
+            tx_limit: Rates {
+                operations: Some(rate),
+                ..Default::default()
+            },
             ..options()
         },
     );

@@ -8,9 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::devices::{drives_of, interfaces_of};
 use super::object;
-use super::rate::{RateLimiter, TokenBucket};
-use crate::config::net::NetLimits;
-use crate::config::{ByteRate, ByteSize};
+use super::rate::RateLimiter;
+use crate::config::ByteSize;
 use crate::vm::{ChangeError, RunningVm};
 
 /// What is to be another of a drive.
@@ -91,11 +90,10 @@ impl DriveUpdate {
         if let Some(path) = &self.path_on_host {
             disk.path.clone_from(path);
         }
-        let limiter = self.rate_limiter.unwrap_or_default();
-        limit(limiter.bandwidth, &mut disk.bandwidth, &mut disk.bandwidth_burst)?;
-        limit_operations(limiter.ops, &mut disk.iops, &mut disk.iops_burst)?;
+        let mut limit = disk.limit();
+        RateLimiter::change(self.rate_limiter, &mut limit)?;
         let anew = self.path_on_host.is_some();
-        vm.change_disk(index, disk, anew)
+        vm.change_disk(index, disk.limited(limit), anew)
             .map_err(|error| error.to_string())
     }
 }
@@ -111,41 +109,12 @@ impl InterfaceUpdate {
         let index = interfaces.position(|interface| interface.iface_id == self.iface_id);
         let index = index.ok_or_else(|| format!("there is no network interface '{}'", self.iface_id))?;
         let net = config.nets[index].clone();
-        let limited = |mut way: NetLimits, limiter: Option<RateLimiter>| {
-            let limiter = limiter.unwrap_or_default();
-            limit(limiter.bandwidth, &mut way.bandwidth, &mut way.bandwidth_burst)?;
-            limit_operations(limiter.ops, &mut way.pps, &mut way.pps_burst)?;
-            Ok::<_, String>(way)
-        };
-        let rx = limited(net.rx_limits(), self.rx_rate_limiter)?;
-        let tx = limited(net.tx_limits(), self.tx_rate_limiter)?;
+        let (mut rx, mut tx) = (net.rx_limit(), net.tx_limit());
+        RateLimiter::change(self.rx_rate_limiter, &mut rx)?;
+        RateLimiter::change(self.tx_rate_limiter, &mut tx)?;
         vm.change_net(index, net.limited(rx, tx))
             .map_err(|error| error.to_string())
     }
-}
-
-/// A bucket that is not given changes nothing.
-fn limit(
-    bucket: Option<TokenBucket>,
-    rate: &mut Option<ByteRate>,
-    burst: &mut Option<ByteSize>,
-) -> Result<(), String> {
-    if bucket.is_some() {
-        let (per_second, at_once) = TokenBucket::rate(bucket)?.unzip();
-        (*rate, *burst) = (per_second.map(ByteRate), at_once.map(ByteSize));
-    }
-    Ok(())
-}
-
-fn limit_operations(
-    bucket: Option<TokenBucket>,
-    rate: &mut Option<u64>,
-    burst: &mut Option<u64>,
-) -> Result<(), String> {
-    if bucket.is_some() {
-        (*rate, *burst) = TokenBucket::rate(bucket)?.unzip();
-    }
-    Ok(())
 }
 
 impl BalloonUpdate {

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use devices::disk::EngineKind;
+use devices::rate_limit::Rates;
 use serde::{Deserialize, Serialize};
 
 use super::object;
-use super::rate::{Limits, RateLimiter, TokenBucket};
+use super::rate::{RateLimiter, TokenBucket};
 use crate::config::disk::{EngineName, Format};
 use crate::config::net::MacAddress;
 use crate::config::{BalloonConfig, ByteSize, DiskConfig, NetConfig, VmConfig, VsockConfig};
@@ -140,19 +141,15 @@ impl Drive {
             .path_on_host
             .clone()
             .ok_or("a drive needs path_on_host, the path of its image")?;
-        let limits = RateLimiter::limits(self.rate_limiter)?;
-        Ok(DiskConfig {
+        let disk = DiskConfig {
             path,
             readonly: self.is_read_only.unwrap_or(false),
             format: Some(Format::Raw),
             id: Some(self.drive_id.clone()),
             engine: self.io_engine.map(IoEngine::name),
-            bandwidth: limits.bandwidth,
-            bandwidth_burst: limits.bandwidth_burst,
-            iops: limits.ops,
-            iops_burst: limits.ops_burst,
             ..Default::default()
-        })
+        };
+        Ok(disk.limited(RateLimiter::rates(self.rate_limiter)?))
     }
 
     /// What the kernel is told of its root file system, if that is on this disk, which is the first then.
@@ -175,12 +172,7 @@ impl Drive {
             cache_type: CacheType::Writeback,
             is_read_only: Some(disk.readonly),
             path_on_host: Some(disk.path.clone()),
-            rate_limiter: RateLimiter::of(Limits {
-                bandwidth: disk.bandwidth,
-                bandwidth_burst: disk.bandwidth_burst,
-                ops: disk.iops,
-                ops_burst: disk.iops_burst,
-            }),
+            rate_limiter: RateLimiter::of(disk.limit()),
             io_engine: disk.engine.map(IoEngine::of),
             ..Default::default()
         }
@@ -216,9 +208,9 @@ impl NetworkInterface {
             mtu: self.mtu,
             ..Default::default()
         };
-        let rx = RateLimiter::limits(self.rx_rate_limiter)?;
-        let tx = RateLimiter::limits(self.tx_rate_limiter)?;
-        Ok(net.limited(rx.into(), tx.into()))
+        let rx = RateLimiter::rates(self.rx_rate_limiter)?;
+        let tx = RateLimiter::rates(self.tx_rate_limiter)?;
+        Ok(net.limited(rx, tx))
     }
 
     fn of(index: usize, config: &VmConfig, net: &NetConfig) -> Self {
@@ -227,8 +219,8 @@ impl NetworkInterface {
             host_dev_name: net.tap.clone().unwrap_or_default(),
             guest_mac: Some(config.mac(index)),
             mtu: net.mtu,
-            rx_rate_limiter: RateLimiter::of(net.rx_limits().into()),
-            tx_rate_limiter: RateLimiter::of(net.tx_limits().into()),
+            rx_rate_limiter: RateLimiter::of(net.rx_limit()),
+            tx_rate_limiter: RateLimiter::of(net.tx_limit()),
         }
     }
 }
@@ -292,7 +284,7 @@ impl Entropy {
     /// # Errors
     /// It does.
     pub fn check(&self) -> Result<(), String> {
-        match RateLimiter::limits(self.rate_limiter)? == Limits::default() {
+        match RateLimiter::rates(self.rate_limiter)? == Rates::default() {
             true => Ok(()),
             false => Err("posada does not limit random numbers: leave out rate_limiter".to_owned()),
         }

@@ -1,10 +1,9 @@
 //! Firecracker's token buckets, as posada's rates and bursts.
 
+use devices::rate_limit::{Rate, Rates};
 use serde::{Deserialize, Serialize};
 
 use super::object;
-use crate::config::net::NetLimits;
-use crate::config::{ByteRate, ByteSize};
 
 /// Limits on what passes: bytes and operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -29,101 +28,69 @@ pub struct TokenBucket {
     pub refill_time: u64,
 }
 
-/// The same as posada has it: so many in a second, so many at once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes in a second.
-    pub bandwidth: Option<ByteRate>,
-    /// Bytes at once.
-    pub bandwidth_burst: Option<ByteSize>,
-    /// Operations in a second.
-    pub ops: Option<u64>,
-    /// Operations at once.
-    pub ops_burst: Option<u64>,
-}
-
-impl From<Limits> for NetLimits {
-    fn from(limits: Limits) -> Self {
-        Self {
-            bandwidth: limits.bandwidth,
-            bandwidth_burst: limits.bandwidth_burst,
-            pps: limits.ops,
-            pps_burst: limits.ops_burst,
-        }
-    }
-}
-
-impl From<NetLimits> for Limits {
-    fn from(limits: NetLimits) -> Self {
-        Self {
-            bandwidth: limits.bandwidth,
-            bandwidth_burst: limits.bandwidth_burst,
-            ops: limits.pps,
-            ops_burst: limits.pps_burst,
-        }
-    }
-}
-
 impl RateLimiter {
-    /// posada's limits for these; nothing is what none of them sets.
+    /// posada's limit for this one; nothing is what it does not set.
     ///
     /// # Errors
     /// posada has no such limit.
-    pub fn limits(this: Option<Self>) -> Result<Limits, String> {
+    pub fn rates(this: Option<Self>) -> Result<Rates, String> {
+        let mut rates = Rates::default();
+        Self::change(this, &mut rates)?;
+        Ok(rates)
+    }
+
+    /// Changes posada's limit to what this one sets.
+    ///
+    /// # Errors
+    /// posada has no such limit.
+    pub fn change(this: Option<Self>, rates: &mut Rates) -> Result<(), String> {
         let Self { bandwidth, ops } = this.unwrap_or_default();
-        let (bandwidth, bandwidth_burst) = TokenBucket::rate(bandwidth)?.unzip();
-        let (ops, ops_burst) = TokenBucket::rate(ops)?.unzip();
-        Ok(Limits {
-            bandwidth: bandwidth.map(ByteRate),
-            bandwidth_burst: bandwidth_burst.map(ByteSize),
-            ops,
-            ops_burst,
-        })
+        if let Some(bucket) = bandwidth {
+            rates.bytes = bucket.rate()?;
+        }
+        if let Some(bucket) = ops {
+            rates.operations = bucket.rate()?;
+        }
+        Ok(())
     }
 
     /// Firecracker's for posada's.
-    pub fn of(limits: Limits) -> Option<Self> {
-        let bandwidth = limits.bandwidth.map(|rate| rate.0);
-        let bandwidth_burst = limits.bandwidth_burst.map(|size| size.0);
+    pub fn of(rates: Rates) -> Option<Self> {
         let limiter = Self {
-            bandwidth: TokenBucket::of(bandwidth, bandwidth_burst),
-            ops: TokenBucket::of(limits.ops, limits.ops_burst),
+            bandwidth: rates.bytes.map(TokenBucket::of),
+            ops: rates.operations.map(TokenBucket::of),
         };
         (limiter != Self::default()).then_some(limiter)
     }
 }
 
 impl TokenBucket {
-    /// So many in a second, and at once. A bucket without room, or one that is always full, limits nothing, as in Firecracker.
-    ///
-    /// # Errors
-    /// posada has no such limit.
-    pub fn rate(this: Option<Self>) -> Result<Option<(u64, u64)>, String> {
-        let Some(bucket) = this.filter(|bucket| bucket.size != 0 && bucket.refill_time != 0) else {
+    /// So many in a second, at once, and once. A bucket without room, or one that is always full, limits nothing, as in Firecracker.
+    fn rate(self) -> Result<Option<Rate>, String> {
+        if self.size == 0 || self.refill_time == 0 {
             return Ok(None);
-        };
-        if bucket.one_time_burst.is_some_and(|burst| burst != 0) {
-            return Err("posada has no one_time_burst: leave it out, or make the size larger".to_owned());
         }
-        let per_second = u128::from(bucket.size) * 1000 / u128::from(bucket.refill_time);
+        let per_second = u128::from(self.size) * 1000 / u128::from(self.refill_time);
         match u64::try_from(per_second) {
             Ok(0) => Err(
                 "the rate limiter lets less than one pass in a second: give a smaller refill_time".to_owned(),
             ),
-            Ok(per_second) => Ok(Some((per_second, bucket.size))),
+            Ok(per_second) => Ok(Some(Rate {
+                per_second,
+                burst: self.size,
+                once: self.one_time_burst.unwrap_or(0),
+            })),
             Err(_) => Ok(None),
         }
     }
 
-    fn of(per_second: Option<u64>, burst: Option<u64>) -> Option<Self> {
-        let per_second = per_second.filter(|rate| *rate != 0)?;
-        let size = burst.unwrap_or((per_second / 10).max(1));
-        let refill_time = u128::from(size) * 1000 / u128::from(per_second);
-        Some(Self {
-            size,
-            one_time_burst: None,
+    fn of(rate: Rate) -> Self {
+        let refill_time = u128::from(rate.burst) * 1000 / u128::from(rate.per_second.max(1));
+        Self {
+            size: rate.burst,
+            one_time_burst: (rate.once != 0).then_some(rate.once),
             refill_time: u64::try_from(refill_time).unwrap_or(u64::MAX).max(1),
-        })
+        }
     }
 }
 
@@ -143,13 +110,38 @@ mod tests {
     fn a_bucket_is_a_rate_and_a_burst_and_back() {
         let limiter = RateLimiter {
             bandwidth: Some(bucket(10 << 20, 100)),
-            ops: Some(bucket(500, 1000)),
+            ops: Some(TokenBucket {
+                one_time_burst: Some(7),
+                ..bucket(500, 1000)
+            }),
         };
-        let limits = RateLimiter::limits(Some(limiter)).unwrap();
-        assert_eq!(limits.bandwidth, Some(ByteRate(100 << 20)));
-        assert_eq!(limits.bandwidth_burst, Some(ByteSize(10 << 20)));
-        assert_eq!((limits.ops, limits.ops_burst), (Some(500), Some(500)));
-        assert_eq!(RateLimiter::of(limits), Some(limiter));
+        let rates = Rates {
+            bytes: Some(Rate {
+                per_second: 100 << 20,
+                burst: 10 << 20,
+                once: 0,
+            }),
+            operations: Some(Rate {
+                per_second: 500,
+                burst: 500,
+                once: 7,
+            }),
+        };
+        assert_eq!(RateLimiter::rates(Some(limiter)), Ok(rates));
+        assert_eq!(RateLimiter::of(rates), Some(limiter));
+    }
+
+    #[test]
+    fn a_change_leaves_what_it_does_not_set() {
+        let of = |bandwidth, ops| Some(RateLimiter { bandwidth, ops });
+        let mut rates = RateLimiter::rates(of(Some(bucket(10, 10)), Some(bucket(20, 10)))).unwrap();
+        RateLimiter::change(of(None, Some(bucket(30, 10))), &mut rates).unwrap();
+        assert_eq!(
+            RateLimiter::of(rates),
+            of(Some(bucket(10, 10)), Some(bucket(30, 10)))
+        );
+        RateLimiter::change(of(Some(bucket(0, 0)), None), &mut rates).unwrap();
+        assert_eq!(RateLimiter::of(rates), of(None, Some(bucket(30, 10))));
     }
 
     #[test]
@@ -158,21 +150,17 @@ mod tests {
             bandwidth: Some(bucket(0, 100)),
             ops: Some(bucket(100, 0)),
         };
-        assert_eq!(RateLimiter::limits(Some(limiter)), Ok(Limits::default()));
-        assert_eq!(RateLimiter::of(Limits::default()), None);
+        assert_eq!(RateLimiter::rates(Some(limiter)), Ok(Rates::default()));
+        assert_eq!(RateLimiter::of(Rates::default()), None);
     }
 
     #[test]
-    fn what_posada_has_not_is_refused() {
-        let ops = |bucket| RateLimiter {
-            ops: Some(bucket),
+    fn less_than_one_in_a_second_is_refused() {
+        let ops = Some(bucket(1, 1001));
+        let limiter = RateLimiter {
+            ops,
             ..Default::default()
         };
-        let once = TokenBucket {
-            one_time_burst: Some(1),
-            ..bucket(10, 10)
-        };
-        assert!(RateLimiter::limits(Some(ops(once))).is_err());
-        assert!(RateLimiter::limits(Some(ops(bucket(1, 1001)))).is_err());
+        assert!(RateLimiter::rates(Some(limiter)).is_err());
     }
 }

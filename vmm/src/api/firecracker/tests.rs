@@ -147,7 +147,7 @@ fn each_way_of_a_network_has_its_limit() {
     };
     let bursts = |tx: u64| {
         let net = net(tx).unwrap();
-        [net.rx_limits(), net.tx_limits()].map(|way| way.bandwidth_burst.unwrap().0)
+        [net.rx_limit(), net.tx_limit()].map(|way| way.bytes.unwrap().burst)
     };
     assert_eq!((bursts(4096), bursts(8192)), ([4096; 2], [4096, 8192]));
 }

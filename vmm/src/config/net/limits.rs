@@ -1,10 +1,11 @@
-//! What passes on a network in a second, and at once: the same each way, or not.
+//! What passes on a network in a second, at once, and once only: the same each way, or not.
 
-use devices::rate_limit::RateLimit;
+use devices::rate_limit::Rates;
 use serde::{Deserialize, Serialize};
 
 use super::NetConfig;
 use crate::config::rate::{self, RateError};
+use crate::config::words::{Word, WordError};
 use crate::config::{ByteRate, ByteSize};
 
 /// Limits on one way.
@@ -15,52 +16,110 @@ pub struct NetLimits {
     pub bandwidth: Option<ByteRate>,
     /// Bytes at once.
     pub bandwidth_burst: Option<ByteSize>,
+    /// Bytes beside these, once.
+    pub bandwidth_once: Option<ByteSize>,
     /// Frames in a second.
     pub pps: Option<u64>,
     /// Frames at once.
     pub pps_burst: Option<u64>,
+    /// Frames beside these, once.
+    pub pps_once: Option<u64>,
 }
 
 impl NetLimits {
-    /// Checks all that can be checked without the host.
-    pub(super) fn check(&self) -> Result<(), RateError> {
-        let bandwidth = self.bandwidth.map(|rate| rate.0);
-        let bandwidth_burst = self.bandwidth_burst.map(|size| size.0);
-        rate::check(("bandwidth", bandwidth), ("bandwidth-burst", bandwidth_burst))?;
-        rate::check(("pps", self.pps), ("pps-burst", self.pps_burst))
+    /// Takes what `word` says, which is called `key` here. False: it says nothing of limits.
+    pub(super) fn read(&mut self, key: &str, word: &Word) -> Result<bool, WordError> {
+        match key {
+            "bandwidth" => self.bandwidth = Some(word.value()?),
+            "bandwidth-burst" => self.bandwidth_burst = Some(word.value()?),
+            "bandwidth-once" => self.bandwidth_once = Some(word.value()?),
+            "pps" => self.pps = Some(word.value()?),
+            "pps-burst" => self.pps_burst = Some(word.value()?),
+            "pps-once" => self.pps_once = Some(word.value()?),
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 
-    /// A limit that is so.
-    pub fn limit(&self) -> RateLimit {
-        rate::limit((self.bandwidth, self.bandwidth_burst), (self.pps, self.pps_burst))
+    /// Checks all that can be checked without the host.
+    pub(super) fn check(&self) -> Result<(), RateError> {
+        rate::check(
+            ("bandwidth", self.bandwidth.map(|rate| rate.0)),
+            ("bandwidth-burst", self.bandwidth_burst.map(|size| size.0)),
+            ("bandwidth-once", self.bandwidth_once.map(|size| size.0)),
+        )?;
+        rate::check(
+            ("pps", self.pps),
+            ("pps-burst", self.pps_burst),
+            ("pps-once", self.pps_once),
+        )
+    }
+
+    fn rates(&self) -> Rates {
+        Rates {
+            bytes: rate::rate(
+                self.bandwidth.map(|rate| rate.0),
+                self.bandwidth_burst.map(|size| size.0),
+                self.bandwidth_once.map(|size| size.0),
+            ),
+            operations: rate::rate(self.pps, self.pps_burst, self.pps_once),
+        }
+    }
+
+    fn written(rates: Rates) -> Self {
+        let (bandwidth, bandwidth_burst, bandwidth_once) = rate::written(rates.bytes);
+        let (pps, pps_burst, pps_once) = rate::written(rates.operations);
+        Self {
+            bandwidth: bandwidth.map(ByteRate),
+            bandwidth_burst: bandwidth_burst.map(ByteSize),
+            bandwidth_once: bandwidth_once.map(ByteSize),
+            pps,
+            pps_burst,
+            pps_once,
+        }
     }
 }
 
 impl NetConfig {
-    /// The limits on what the guest receives.
-    pub fn rx_limits(&self) -> NetLimits {
+    /// The limit on what the guest receives.
+    pub fn rx_limit(&self) -> Rates {
+        self.limits().rates()
+    }
+
+    /// The limit on what the guest sends.
+    pub fn tx_limit(&self) -> Rates {
+        self.tx.unwrap_or_else(|| self.limits()).rates()
+    }
+
+    /// What is said for both ways, or for what the guest receives.
+    pub(super) fn limits(&self) -> NetLimits {
         NetLimits {
             bandwidth: self.bandwidth,
             bandwidth_burst: self.bandwidth_burst,
+            bandwidth_once: self.bandwidth_once,
             pps: self.pps,
             pps_burst: self.pps_burst,
+            pps_once: self.pps_once,
         }
-    }
-
-    /// The limits on what the guest sends.
-    pub fn tx_limits(&self) -> NetLimits {
-        self.tx.unwrap_or_else(|| self.rx_limits())
     }
 
     /// The same with these limits.
     #[must_use]
-    pub fn limited(self, rx: NetLimits, tx: NetLimits) -> Self {
+    pub fn limited(self, rx: Rates, tx: Rates) -> Self {
         Self {
-            bandwidth: rx.bandwidth,
-            bandwidth_burst: rx.bandwidth_burst,
-            pps: rx.pps,
-            pps_burst: rx.pps_burst,
-            tx: (tx != rx).then_some(tx),
+            tx: (tx != rx).then(|| NetLimits::written(tx)),
+            ..self.with_limits(NetLimits::written(rx))
+        }
+    }
+
+    pub(super) fn with_limits(self, limits: NetLimits) -> Self {
+        Self {
+            bandwidth: limits.bandwidth,
+            bandwidth_burst: limits.bandwidth_burst,
+            bandwidth_once: limits.bandwidth_once,
+            pps: limits.pps,
+            pps_burst: limits.pps_burst,
+            pps_once: limits.pps_once,
             ..self
         }
     }

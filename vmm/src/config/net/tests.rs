@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use devices::rate_limit::{Rate, Rates};
+
 use super::*;
 
 fn net(text: &str) -> NetConfig {
@@ -18,38 +20,53 @@ fn refused(text: &str, named: &str) {
     assert!(!error.contains('\n'));
 }
 
+fn rate(per_second: u64, burst: u64, once: u64) -> Option<Rate> {
+    Some(Rate {
+        per_second,
+        burst,
+        once,
+    })
+}
+
 #[test]
 fn a_tap_is_described_with_all_its_words() {
     let net = net(
-        "tap=t0,mac=02:00:00:0a:0B:ff,mtu=9000,queues=4,bandwidth=10M/s,bandwidth-burst=1M,pps=1000,pps-burst=50",
+        "tap=t0,mac=02:00:00:0a:0B:ff,mtu=9000,queues=4,bandwidth=10M/s,bandwidth-burst=1M,\
+         bandwidth-once=1G,pps=1000,pps-burst=50,pps-once=5",
     );
     net.check().unwrap();
     assert_eq!(net.tap.as_deref(), Some("t0"));
     assert_eq!(net.mac.unwrap().to_string(), "02:00:00:0a:0b:ff");
     assert_eq!((net.mtu, net.queues()), (Some(9000), 4));
-    assert_eq!(net.bandwidth, Some(ByteRate(10 << 20)));
-    assert_eq!(net.bandwidth_burst, Some(ByteSize(1 << 20)));
-    assert_eq!((net.pps, net.pps_burst), (Some(1000), Some(50)));
+    let limit = Rates {
+        bytes: rate(10 << 20, 1 << 20, 1 << 30),
+        operations: rate(1000, 50, 5),
+    };
+    assert_eq!((net.rx_limit(), net.tx_limit()), (limit, limit));
 }
 
 #[test]
 fn what_is_sent_may_have_limits_of_its_own() {
     let alike = net("tap=t0,pps=1000");
-    assert_eq!(alike.tx_limits(), alike.rx_limits());
-    let two = net("tap=t0,pps=1000,tx-pps=7,tx-pps-burst=2,tx-bandwidth=1M/s,tx-bandwidth-burst=4K");
+    assert_eq!(alike.tx_limit(), alike.rx_limit());
+    let two = net(
+        "tap=t0,pps=1000,pps-burst=9,tx-pps=7,tx-pps-burst=2,tx-pps-once=30,\
+         tx-bandwidth=1M/s,tx-bandwidth-burst=4K,tx-bandwidth-once=8K",
+    );
     two.check().unwrap();
-    let sent = NetLimits {
-        bandwidth: Some(ByteRate(1 << 20)),
-        bandwidth_burst: Some(ByteSize(4 << 10)),
-        pps: Some(7),
-        pps_burst: Some(2),
+    let received = Rates {
+        bytes: None,
+        operations: rate(1000, 9, 0),
     };
-    assert_eq!((two.rx_limits().pps, two.tx_limits()), (Some(1000), sent));
-    let received = two.rx_limits();
-    assert_eq!(alike.clone().limited(received, sent), two);
-    assert_eq!(two.limited(received, received), alike);
-    let none = net("tap=t0,pps=1000").limited(received, NetLimits::default());
-    assert!(none.tx_limits().limit().is_unlimited());
+    let sent = Rates {
+        bytes: rate(1 << 20, 4 << 10, 8 << 10),
+        operations: rate(7, 2, 30),
+    };
+    assert_eq!((two.rx_limit(), two.tx_limit()), (received, sent));
+    assert_eq!(alike.limited(received, sent), two);
+    assert_eq!(two.clone().limited(sent, sent).tx, None);
+    let none = two.limited(received, Rates::default());
+    assert_eq!((none.rx_limit(), none.tx_limit()), (received, Rates::default()));
 }
 
 #[test]
@@ -99,6 +116,7 @@ fn what_is_no_network_is_refused_and_named() {
         ("tap=t,bandwidth=fast", "'fast'"),
         ("tap=t,bandwidth=10M/s,bandwidth-burst=0", "bandwidth-burst of 0"),
         ("tap=t,pps-burst=5", "give pps too"),
+        ("tap=t,tx-bandwidth-once=5", "give bandwidth too"),
         ("tap=t,pps=1,tx-pps=0", "pps of 0"),
     ] {
         refused(text, named);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::disk::{EngineKind, Image, ImageOptions};
-use crate::rate_limit::{Rate, RateLimit};
+use crate::rate_limit::{Rate, Rates};
 use crate::virtio::block::{Block, BlockOptions};
 
 const SECTOR: u64 = 512;
@@ -33,6 +33,7 @@ pub fn open(path: &Path, limited: bool, readonly: bool) -> Arc<dyn VirtioDevice>
     let limit = limited.then_some(Rate {
         per_second: 1000,
         burst: 1,
+        ..Default::default()
     });
     let options = (
         options,
@@ -40,7 +41,10 @@ pub fn open(path: &Path, limited: bool, readonly: bool) -> Arc<dyn VirtioDevice>
             id: "root".into(),
             engine: Some(EngineKind::Uring),
             queues: 2,
-            limit: RateLimit::new(None, limit),
+            limit: Rates {
+                operations: limit,
+                ..Default::default()
+            },
         },
     );
     // The kernel lets go of an image that a ring had a little after the ring is gone.

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use super::*;
-use crate::rate_limit::RateLimit;
+use crate::rate_limit::Rates;
 use crate::virtio::net::{FrameSocket, HEADER, Net, NetOptions};
 
 const RX: usize = 0;
@@ -24,8 +24,8 @@ pub fn open(mtu: Option<u16>) -> (UnixStream, Arc<dyn VirtioDevice>) {
     let options = NetOptions {
         mac: [2, 0, 0, 0, 0, 1],
         mtu,
-        rx_limit: RateLimit::new(None, None),
-        tx_limit: RateLimit::new(None, None),
+        rx_limit: Rates::default(),
+        tx_limit: Rates::default(),
     };
     let net = Net::on_stream(
         "network 'passt'".into(),
