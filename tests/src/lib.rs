@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod background;
 pub mod booted;
+pub mod button;
 pub mod checks;
 mod cores;
 pub mod ended;
@@ -32,7 +33,7 @@ pub use background::Background;
 pub use ended::Ended;
 pub use guest::{Guest, posada};
 pub use moments::Moments;
-pub use owner::owner;
+pub use owner::{is_left, owner};
 pub use running::Running;
 pub use script::Script;
 pub use traveller::Traveller;

@@ -1,6 +1,6 @@
 //! Whose a running guest's directory is.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -22,6 +22,12 @@ pub fn owner(directory: &Path) -> Option<Pid> {
         .map(|words| words[4]);
     let owner = owners.find(|process| has_open(process, &directory))?;
     owner.parse().ok().map(Pid::from_raw)
+}
+
+/// Whether `directory` is nobody's. A process that is killed may have let go of its files for all that can be seen of it, and hold its
+/// locks until the last of its threads has ended.
+pub fn is_left(directory: &Path) -> bool {
+    File::open(directory).map_or(true, |directory| directory.try_lock().is_ok())
 }
 
 fn has_open(process: &str, directory: &Path) -> bool {

@@ -5,7 +5,10 @@ use std::process::Stdio;
 
 use guest_agent::request::Size;
 use guest_agent::terminal;
+use nix::sys::signal::Signal;
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+
+use crate::Running;
 
 /// A pseudo-terminal, seen from the person's side.
 pub struct Terminal {
@@ -44,7 +47,7 @@ impl Terminal {
     }
 
     /// Sets it as a shell has it while a program of its own runs: by lines, with echo and with keys for signals.
-    pub fn cook(&self) {
+    fn cook(&self) {
         let mut settings = tcgetattr(&self.master).expect("a terminal has settings");
         settings
             .local_flags
@@ -71,5 +74,23 @@ impl Terminal {
         Settings(format!(
             "{input_flags:?} {output_flags:?} {control_flags:?} {local_flags:?} {control_chars:?}"
         ))
+    }
+}
+
+impl Running {
+    /// Stops the process, gives its terminal to another job, and has it back, as a shell does it for `fg`; waits until the terminal is
+    /// set as it was.
+    ///
+    /// # Panics
+    /// If it does not run on a terminal, or not in time.
+    pub fn leave_and_return(&mut self) {
+        let before = self.terminal().settings();
+        self.signal(Signal::SIGSTOP);
+        self.terminal().cook();
+        assert!(self.terminal().settings() != before);
+        self.signal(Signal::SIGCONT);
+        self.wait_until("the terminal being as it was", |running| {
+            running.terminal().settings() == before
+        });
     }
 }

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use posada_tests::guest::TempFile;
 use posada_tests::running::until;
-use posada_tests::{Ended, Guest, Moments, Traveller, guest, owner, posada, vsock};
+use posada_tests::{Ended, Guest, Moments, Traveller, guest, is_left, owner, posada, vsock};
 
 const CLONES: u64 = 200;
 /// One of so many is killed.
@@ -51,11 +51,10 @@ impl Storm {
         owner(&self.directory(number))
     }
 
-    fn kill(&self, number: u64) -> Pid {
+    fn kill(&self, number: u64) {
         until("a clone's process is there", || self.process(number).is_some());
         let process = self.process(number).expect("it does not go by itself");
         kill(process, Signal::SIGKILL).expect("it can be killed");
-        process
     }
 
     /// Has the clone's guest send back a line.
@@ -150,18 +149,13 @@ fn of_two_hundred_clones_twenty_are_killed_and_the_others_answer_and_in_the_end_
     let before = storm.remains();
     let victims = victims();
     let (early, late) = victims.split_at(victims.len() / 2);
-    let kill = |numbers: &[u64]| {
-        numbers
-            .iter()
-            .map(|number| storm.kill(*number))
-            .collect::<Vec<_>>()
-    };
+    let kill = |numbers: &[u64]| numbers.iter().for_each(|number| storm.kill(*number));
     let survivors: Vec<u64> = (1..=CLONES).filter(|number| !victims.contains(number)).collect();
 
     // Half of them die while clones are still being made.
-    let (ended, mut killed) = thread::scope(|scope| {
-        let killed = scope.spawn(|| kill(early));
-        (storm.begin(CLONES), killed.join().expect("all are found"))
+    let ended = thread::scope(|scope| {
+        scope.spawn(|| kill(early));
+        storm.begin(CLONES)
     });
     ended.expect_no_panic();
     let console = ended.console();
@@ -175,12 +169,11 @@ fn of_two_hundred_clones_twenty_are_killed_and_the_others_answer_and_in_the_end_
     );
     // The other half dies while those that live answer.
     thread::scope(|scope| {
-        let more = scope.spawn(|| kill(late));
+        scope.spawn(|| kill(late));
         survivors.iter().for_each(|number| storm.converse(*number));
-        killed.extend(more.join().expect("all are found"));
     });
-    for process in killed {
-        until("a killed clone is gone", || is_gone(process));
+    for number in &victims {
+        until("a killed clone is gone", || is_left(&storm.directory(*number)));
     }
     survivors.iter().for_each(|number| storm.converse(*number));
     storm.end(&survivors);
@@ -195,7 +188,7 @@ fn of_two_hundred_clones_twenty_are_killed_and_the_others_answer_and_in_the_end_
     kill(late);
     for number in late {
         until("a killed clone has let go of its name", || {
-            storm.process(*number).is_none()
+            is_left(&storm.directory(*number))
         });
     }
     let other = Storm {

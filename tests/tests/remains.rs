@@ -7,7 +7,7 @@ use std::process;
 use nix::sys::signal::{Signal, kill};
 use posada_tests::guest::TempFile;
 use posada_tests::running::until;
-use posada_tests::{Background, Guest, Script, guest, owner, posada};
+use posada_tests::{Background, Guest, Script, guest, is_left, owner, posada};
 use serde_json::{Value, json};
 
 /// A name that no other test's guest has.
@@ -63,7 +63,7 @@ fn crash(name: &str) {
     });
     attached.send("last words.");
     attached.wait().expect_status(0);
-    until("its process is gone", || owner(&directory(name)).is_none());
+    until("its process is gone", || is_left(&directory(name)));
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn of_a_killed_process_the_logs_stay() {
     let _guest = begin(&name, &[]);
     fs::write(directory(&name).join("disk-0.overlay"), "what a clone wrote").unwrap();
     kill(owner(&directory(&name)).expect("it runs"), Signal::SIGKILL).unwrap();
-    until("its process is gone", || owner(&directory(&name)).is_none());
+    until("its process is gone", || is_left(&directory(&name)));
     let row = listed(&name, &["-a"]).expect("it is there");
     assert_eq!(row["state"], "crashed");
     assert_eq!(row["end"]["why"], "its process was killed");

@@ -228,20 +228,12 @@ fn a_terminal_is_the_commands_until_it_ends() {
     assert_eq!(ended.terminal, Some(before));
 }
 
-/// As a shell does it for `fg`, which has had the terminal in its own mode meanwhile.
 #[test]
 fn a_terminal_that_was_another_jobs_is_the_commands_again() {
     let guest = Played::by_an_agent();
     let (mut cat, before) = guest::on_terminal(&["exec", "-t", guest.name(), "sh", "-c", "echo ready; cat"]);
     cat.wait_for("ready");
-    let raw = cat.terminal().settings();
-    cat.signal(Signal::SIGSTOP);
-    cat.terminal().cook();
-    assert!(cat.terminal().settings() != raw);
-    cat.signal(Signal::SIGCONT);
-    cat.wait_until("the terminal being raw again", |cat| {
-        cat.terminal().settings() == raw
-    });
+    cat.leave_and_return();
     cat.send("\x04");
     assert_eq!(cat.wait().expect_status(0).terminal, Some(before));
 }

@@ -100,18 +100,10 @@ fn a_fatal_signal_kills_and_gives_the_terminal_back() {
     }
 }
 
-/// As a shell does it for `fg`, which has had the terminal in its own mode meanwhile.
 #[test]
 fn a_terminal_that_was_another_jobs_is_raw_again() {
     let (mut guest, before) = start(echo);
-    let raw = guest.terminal().settings();
-    guest.signal(Signal::SIGSTOP);
-    guest.terminal().cook();
-    assert!(guest.terminal().settings() != raw);
-    guest.signal(Signal::SIGCONT);
-    guest.wait_until("the terminal being raw again", |guest| {
-        guest.terminal().settings() == raw
-    });
+    guest.leave_and_return();
     guest.send(".");
     let ended = guest.wait_within(QUICKLY).expect_status(0);
     gave_the_terminal_back(&ended, &before);

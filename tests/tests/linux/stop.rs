@@ -6,13 +6,10 @@ use std::path::PathBuf;
 use std::process;
 use std::thread;
 
+use posada_tests::button::{COUNTS, READY, pressed, pressed_since};
 use posada_tests::served::Served;
 use posada_tests::stand_in::{StandIn, answer};
 use posada_tests::{Guest, Running, guest, http, posada};
-
-const READY: &str = "ready to tell the generation\n";
-/// The power button's pin (docs/machine.md), whose interrupts this program of the bare guest counts.
-const COUNTS: &str = "program=generation pin=13";
 
 /// A name that no other test's guest has.
 fn name(test: &str) -> String {
@@ -26,24 +23,9 @@ fn socket(name: &str) -> PathBuf {
 
 /// A guest that runs, and counts how often its button is pressed.
 fn listening(name: &str) -> Running {
-    let mut guest = Guest::bare(COUNTS).named(name).start();
+    let mut guest = Guest::bare(&format!("program={COUNTS}")).named(name).start();
     guest.wait_for(READY);
     guest
-}
-
-/// How often the button has been pressed, as the guest knows it.
-fn pressed(guest: &mut Running) -> String {
-    guest.send("\n");
-    guest.wait_for("notified ");
-    guest.wait_for("\n").trim_end().to_owned()
-}
-
-/// The same, as soon as it is not `before` any more: what is typed may be there before the interrupt is.
-#[track_caller]
-fn pressed_since(guest: &mut Running, before: &str) -> String {
-    const TRIES: usize = 10_000;
-    let mut told = (0..TRIES).map(|_| pressed(guest));
-    told.find(|told| told != before).expect("the interrupt comes")
 }
 
 #[test]
@@ -65,7 +47,7 @@ fn the_button_is_an_interrupt_that_a_paused_guest_gets_when_it_goes_on() {
 #[test]
 fn ctrl_alt_del_presses_the_button() {
     let mut served = Served::start("ctrl-alt-del", &[]);
-    served.begin("generation pin=13");
+    served.begin(COUNTS);
     served.running.wait_for(READY);
     served
         .put("/actions", r#"{"action_type": "SendCtrlAltDel"}"#)
