@@ -2,6 +2,7 @@
 #
 #   make run [ARGS="--cpus 2"]   boots the tiny Linux guest to a shell
 #   make test [KVM=none]         runs all tests; KVM=none runs those that need no /dev/kvm
+#   make bench [ARGS="start"]    measures all, or what ARGS names
 
 SHELL := /bin/bash
 ARGS ?=
@@ -22,6 +23,9 @@ GUEST_PACKAGES := make flex bison bc libelf-dev libssl-dev xz-utils cpio kmod bu
 TEST_PACKAGES := e2fsprogs iproute2 passt xz-utils groff-base python3-venv systemd
 # What `make bench` measures with: a disk and a network without a VM, and system calls.
 BENCH_PACKAGES := fio iproute2 linux-perf
+
+# Where cargo puts what it builds (.cargo/config.toml).
+BUILT := target/x86_64-unknown-linux-gnu/release
 
 # Where `make install` puts what BINARY is and makes; a package's build has it put into DESTDIR.
 PREFIX ?= /usr/local
@@ -66,6 +70,7 @@ guest: deps guest-deps ## build the tiny Linux guest and the bare guest, unless 
 
 build: deps ## build the posada command: target/release/posada
 	@cargo build --release --locked -p vmm
+	@mkdir -p target/release && ln -f $(BUILT)/posada target/release/posada
 
 target/release/posada:
 	@$(MAKE) build
@@ -105,7 +110,7 @@ golden: guest ## take the snapshots of the current format that tests restore for
 
 bench: guest build ## measure: a table, each figure beside its floor
 	$(call install,$(BENCH_PACKAGES))
-	cargo build --release --locked -p posada-bench && target/release/posada-bench
+	cargo build --release --locked -p posada-bench && $(BUILT)/posada-bench $(ARGS)
 
 fuzz: deps ## fuzz every target for FUZZ_SECONDS (60) each; what is found is kept in its corpus
 	@$(call install,g++)

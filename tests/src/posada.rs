@@ -17,16 +17,16 @@ pub fn binary() -> &'static Path {
     BINARY.get_or_init(|| build(&env::current_exe().expect("a running program has a path")))
 }
 
-/// `program` is what cargo built and runs: `TARGET/PROFILE/deps/NAME` or `TARGET/PROFILE/NAME`.
+/// `program` is what cargo built and runs: `TARGET/TRIPLE/PROFILE/deps/NAME` or `TARGET/TRIPLE/PROFILE/NAME`, as .cargo/config.toml
+/// names the triple.
 fn build(program: &Path) -> PathBuf {
+    const PLACE: &str = "cargo puts programs into TARGET/TRIPLE/PROFILE";
     let profile_dir = program
         .ancestors()
         .skip(1)
         .find(|directory| !directory.ends_with("deps"))
-        .expect("cargo puts programs into TARGET/PROFILE");
-    let target_dir = profile_dir
-        .parent()
-        .expect("cargo puts programs into TARGET/PROFILE");
+        .expect(PLACE);
+    let target_dir = profile_dir.ancestors().nth(2).expect(PLACE);
     let profile = match profile_dir.file_name().and_then(|name| name.to_str()) {
         // Not `dev`, for whose way to panic all crates would be built once more.
         Some("debug") | None => "test",

@@ -1,12 +1,12 @@
 //! The host's KVM: opening it, and telling which kind it is.
 
 use std::fmt;
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use kvm_ioctls::Kvm;
-use nix::unistd::{Gid, Group};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -104,12 +104,20 @@ fn no_permission(device: &Path) -> HostError {
         Ok(metadata) if metadata.gid() == ROOT || metadata.mode() & GROUP_READ_WRITE != GROUP_READ_WRITE => {
             return HostError::RootOnly;
         }
-        Ok(metadata) => Group::from_gid(Gid::from_raw(metadata.gid())).ok().flatten(),
-        Err(_) => None,
+        Ok(metadata) => group_in(Path::new("/etc/group"), metadata.gid()),
+        Err(_) => "kvm".to_owned(),
     };
-    HostError::Permission {
-        group: group.map_or_else(|| "kvm".to_owned(), |group| group.name),
-    }
+    HostError::Permission { group }
+}
+
+/// The name of a group, or its number, which does as well, where this file does not have it: group(5). Not by the C library, which
+/// would load what only a dynamically linked program has.
+fn group_in(file: &Path, number: u32) -> String {
+    let number = number.to_string();
+    let groups = fs::read_to_string(file).unwrap_or_default();
+    let mut groups = groups.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let group = groups.find(|group| group.get(2) == Some(&number.as_str()));
+    group.map_or_else(|| number.clone(), |group| group[0].to_owned())
 }
 
 #[cfg(test)]
@@ -120,6 +128,16 @@ mod tests {
     fn whoever_may_not_open_it_is_told_the_group_to_join() {
         let told = no_permission(Path::new("/nonexistent")).to_string();
         assert!(told.contains("usermod -aG kvm $USER"), "{told}");
+    }
+
+    #[test]
+    fn a_group_is_named_as_the_file_of_groups_has_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("group");
+        fs::write(&file, "root:x:0:\n# 104\nkvm:x:104:ada,bob\nlong:x:1040:\n").unwrap();
+        assert_eq!(group_in(&file, 104), "kvm");
+        assert_eq!(group_in(&file, 7), "7");
+        assert_eq!(group_in(&directory.path().join("none"), 104), "104");
     }
 
     #[test]

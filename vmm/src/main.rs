@@ -1,6 +1,7 @@
 //! The posada command.
 
 mod cli;
+mod no_name_service;
 
 use std::process::ExitCode;
 
