@@ -23,6 +23,7 @@ pub mod memory;
 pub mod metrics;
 pub mod mmds;
 pub mod passt;
+mod procfs;
 pub mod pvm;
 pub mod runtime;
 pub mod snapshot;

@@ -20,11 +20,14 @@ pub(super) enum Changes {
 }
 
 impl Changes {
-    /// Of a regular file. The kernel tells of a close by anybody but this process, which never closes it.
-    pub(super) fn of_file(file: &File) -> io::Result<Self> {
+    /// Of a regular file, which is at `path`. The kernel tells of a close by anybody but this process, which never closes it.
+    pub(super) fn of_file(file: &File, path: &Path) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        inotify.add_watch(path.as_str(), AddWatchFlags::IN_CLOSE_WRITE)?;
+        let same = format!("/proc/self/fd/{}", file.as_raw_fd());
+        inotify
+            .add_watch(same.as_str(), AddWatchFlags::IN_CLOSE_WRITE)
+            // There may be no procfs in a jail. At worst, another file has taken the path, and its size is asked for in vain.
+            .or_else(|_| inotify.add_watch(path, AddWatchFlags::IN_CLOSE_WRITE))?;
         Ok(Self::Closes(inotify))
     }
 

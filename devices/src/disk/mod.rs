@@ -101,7 +101,7 @@ impl Image {
             changes: if is_device {
                 changes_of_device(&file, path)
             } else {
-                Some(Changes::of_file(&file).map_err(failed)?)
+                Some(Changes::of_file(&file, path).map_err(failed)?)
             },
             file,
             start: 0,

@@ -14,6 +14,7 @@ use virtio_bindings::virtio_ids::{
 };
 
 use crate::lifecycle::Phase;
+use crate::procfs::if_there;
 use crate::vm::RunningVm;
 
 pub use prometheus::{CONTENT_TYPE, text};
@@ -119,7 +120,8 @@ impl From<Group> for Stats {
 /// /proc cannot be read.
 pub fn gather(vm: &RunningVm) -> io::Result<Vec<Group>> {
     let mut groups = vec![guest(vm)?];
-    groups.extend(process::threads()?.into_iter().map(|(name, nanoseconds)| {
+    let threads = if_there(process::threads())?.unwrap_or_default();
+    groups.extend(threads.into_iter().map(|(name, nanoseconds)| {
         let time = Metric::counter("cpu_nanoseconds", "Time on a CPU, in nanoseconds.", nanoseconds);
         Group::new("thread", vec![("thread", name)], [time])
     }));
@@ -155,17 +157,18 @@ fn guest(vm: &RunningVm) -> io::Result<Group> {
         Metric::gauge("uptime_milliseconds", "Since it was started or restored.", age),
         Metric::gauge("cpus", "Virtual CPUs.", config.cpus().into()),
         Metric::gauge("memory_bytes", "Memory that the guest has.", config.memory().0),
+    ];
+    metrics.extend(if_there(process::resident())?.map(|bytes| {
         Metric::gauge(
             "resident_bytes",
             "Memory of the host that posada has, with what the guest has touched of its own.",
-            process::resident()?,
-        ),
-        Metric::gauge(
-            "open_files",
-            "File descriptors that posada has open.",
-            process::open_files()?,
-        ),
-    ];
+            bytes,
+        )
+    }));
+    metrics.extend(
+        if_there(process::open_files())?
+            .map(|files| Metric::gauge("open_files", "File descriptors that posada has open.", files)),
+    );
     if let Some((wanted, actual)) = vm.balloon_bytes() {
         let pages = [
             Metric::gauge(

@@ -16,6 +16,7 @@ pub mod fallback;
 pub mod syscall_gate;
 mod vcpu;
 
+use std::arch::x86_64::__cpuid;
 use std::path::Path;
 use std::{fs, io};
 
@@ -88,9 +89,17 @@ impl Error {
     }
 }
 
-/// True if this machine's KVM is kvm-pvm.
+/// True if this machine's KVM is kvm-pvm. Where the CPU has nothing to virtualise with there is no other, and no file is needed to tell.
 pub fn is_pvm_host() -> bool {
-    is_pvm_host_at(Path::new("/sys"), Path::new("/proc"))
+    !cpu_virtualises() || is_pvm_host_at(Path::new("/sys"), Path::new("/proc"))
+}
+
+/// Whether the CPU has VT-x or AMD-V. The firmware may have turned it off.
+fn cpu_virtualises() -> bool {
+    // Intel SDM Vol 2A, CPUID, table 3-10; AMD APM Vol 3, E.4.2. Every CPU in 64-bit mode has both leaves.
+    const VMX: u32 = 1 << 5;
+    const SVM: u32 = 1 << 2;
+    __cpuid(1).ecx & VMX != 0 || __cpuid(0x8000_0001).ecx & SVM != 0
 }
 
 /// [`is_pvm_host`] with the mount points of sysfs and procfs.

@@ -20,6 +20,9 @@ const OF_FILE: u64 = 1 << 61;
 /// Entries that are read at a time.
 const ENTRIES: usize = 64 << 10;
 
+/// No file descriptor.
+const NO_FILE: RawFd = -1;
+
 /// A window on /proc/self/pagemap. [`open`](Self::open) and what follows may be called in the child of a fork.
 pub(super) struct PageMap {
     file: RawFd,
@@ -31,7 +34,7 @@ impl PageMap {
     /// A window of at most `pages` pages.
     pub(super) fn new(pages: usize) -> Self {
         Self {
-            file: -1,
+            file: NO_FILE,
             entries: vec![0; pages],
             valid: 0,
         }
@@ -46,9 +49,12 @@ impl PageMap {
         Ok(())
     }
 
-    /// Reads the entries of the pages that the `len` bytes at `host`, which is a page's start, lie in.
+    /// Reads the entries of the pages that the `len` bytes at `host`, which is a page's start, lie in; none if it could not be opened.
     pub(super) fn read(&mut self, host: usize, len: usize) -> Result<(), c_int> {
         self.valid = 0;
+        if self.file == NO_FILE {
+            return Ok(());
+        }
         let pages = len.div_ceil(PAGE_SIZE as usize).min(self.entries.len());
         let offset = (host / PAGE_SIZE as usize).wrapping_mul(8) as i64;
         let into = self.entries.as_mut_ptr().cast();
@@ -67,7 +73,7 @@ impl PageMap {
 
 impl Drop for PageMap {
     fn drop(&mut self) {
-        if self.file >= 0 {
+        if self.file != NO_FILE {
             // SAFETY: the descriptor is this one's own and is not used afterwards.
             unsafe { libc::close(self.file) };
         }

@@ -16,6 +16,7 @@ use super::memory_file::CHUNK;
 use super::pages::{self, PageMap};
 use super::ranges::{PAGE_SIZE, PageRanges};
 use crate::memory::GuestMemory;
+use crate::procfs;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -71,7 +72,7 @@ impl<'a> Job<'a> {
             buffer: vec![0; BLOCK],
             zeros,
             pages: PageMap::new((CHUNK / PAGE_SIZE) as usize),
-            anonymous: pages::anonymous_pages(memory)?,
+            anonymous: procfs::if_there(pages::anonymous_pages(memory))?.unwrap_or_default(),
             holes,
             sums,
             _memory: memory.clone(),
@@ -83,7 +84,11 @@ impl<'a> Job<'a> {
     /// # Errors
     /// The error's number: `ECANCELED` if it was not to go on.
     pub(super) fn run(&mut self, mut go_on: impl FnMut() -> bool) -> Result<(), c_int> {
-        self.pages.open()?;
+        match self.pages.open() {
+            // In a root directory without procfs every page is looked at.
+            Err(libc::ENOENT) => {}
+            opened => opened?,
+        }
         let pieces = std::mem::take(&mut self.pieces);
         let copied = pieces.iter().try_for_each(|piece| match go_on() {
             true => self.copy(piece),
